@@ -1,0 +1,120 @@
+"""Errors in one sentence, and files that are never half-written.
+
+Everything that a person can get wrong ends in a `KwsError`; `cli` turns it (and the
+operating system's own refusals: disk full, folder not writable) into one line on stderr
+and a non-zero exit. Everything that is written goes through `replacing`, so that a file
+either has its final name and is whole, or is not there.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import json
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+SAMPLE_RATE = 16_000  # Hz, everywhere in kwslib
+CLIP = 16_000  # samples in a packed clip: one second
+
+
+class KwsError(Exception):
+    """A mistake the user can mend: the message names the file or key and the mend."""
+
+
+@contextmanager
+def replacing(path):
+    """Yield a scratch path beside `path`; move it to `path` only if the block succeeds."""
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield scratch
+        with open(scratch, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True) if path.parent.is_dir() else None
+
+
+def write_json(path, value):
+    """Write `value` as indented JSON, atomically."""
+    with replacing(path) as scratch:
+        scratch.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path, what="file"):
+    """Read JSON. Raises KwsError, naming `what` and the path, where it is absent or broken."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise KwsError(f"{what} {path} does not exist") from None
+    except (OSError, ValueError) as e:
+        raise KwsError(f"{what} {path} cannot be read as JSON ({e}); make it anew") from None
+
+
+def write_csv(path, rows):
+    """Write a non-empty list of dicts as CSV, atomically."""
+    with replacing(path) as scratch, open(scratch, "w", newline="") as f:
+        writer = csv.DictWriter(f, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path):
+    """Read a CSV as a list of dicts of strings."""
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def file_hash(path, algorithm="sha256"):
+    """Hex digest of a file, read in pieces."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, algorithm).hexdigest() if sys.version_info >= (3, 11) else _digest(f, algorithm)
+
+
+def _digest(f, algorithm):
+    h = hashlib.new(algorithm)
+    while piece := f.read(1 << 20):
+        h.update(piece)
+    return h.hexdigest()
+
+
+def machine():
+    """The machine and the versions that a measurement was made with."""
+    import platform
+
+    import torch
+
+    cpu = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "os": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def cli(main):
+    """Run `main()` as a program: one sentence and exit status 2 for what the user can mend."""
+    try:
+        sys.exit(main())
+    except KwsError as e:
+        message = str(e)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR):
+            raise
+        mend = "free some space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a folder you may write to"
+        message = f"cannot write {e.filename or 'the output'}: {e.strerror}; {mend}"
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
