@@ -19,6 +19,8 @@ from pathlib import Path
 
 SAMPLE_RATE = 16_000  # Hz, everywhere in kwslib
 CLIP = 16_000  # samples in a packed clip: one second
+_UMASK = os.umask(0)
+os.umask(_UMASK)
 
 
 class KwsError(Exception):
@@ -33,6 +35,7 @@ def replacing(path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield scratch
+        os.chmod(scratch, 0o666 & ~_UMASK)  # some writers create files for the owner alone
         with open(scratch, "rb+") as f:
             os.fsync(f.fileno())
         os.replace(scratch, path)

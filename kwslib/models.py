@@ -1,0 +1,290 @@
+"""Keyword spotters: the paper's Mamba variants and the baselines it is compared with.
+
+Every model is called `model(inputs, lengths)`: inputs (B, T, F) normalised features, lengths (B,)
+valid frames (None: all of them), and returns logits (B, n_classes). Frames beyond a clip's length
+change nothing: they are set to zero before every convolution and left out of every mean. Only
+MobileNetV2, torchvision's as it is, reads its padding.
+
+    d  d_model     T  frames (63 in a second)     F  mel bands (128) or cepstra (40)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kwslib.io import KwsError
+from kwslib.mamba import MambaBlock
+from kwslib.retnet import RetNetBlock
+
+
+def valid_mask(x, lengths):
+    """(B, T, 1) of 1 for valid frames and 0 for padding, in x's dtype; x is (B, T, …)."""
+    if lengths is None:
+        return x.new_ones(len(x), x.shape[1], 1)
+    lengths = torch.as_tensor(lengths, device=x.device)
+    return (torch.arange(x.shape[1], device=x.device) < lengths[:, None]).to(x.dtype)[:, :, None]
+
+
+class ConvFrontEnd(nn.Module):
+    """Log-mel (B, T, F) -> (B, T // 2, d): two double 3×3 convolutions; time is halved once, frequency twice."""
+
+    def __init__(self, d_model, n_features=128):
+        super().__init__()
+        self.stages = nn.ModuleList()
+        for c_in, c_out in ((1, 32), (32, 64)):
+            self.stages.append(nn.ModuleList([
+                nn.Conv2d(c_in, c_out, 3, padding=1), nn.BatchNorm2d(c_out),
+                nn.Conv2d(c_out, c_out, 3, padding=1), nn.BatchNorm2d(c_out)]))
+        self.project = nn.Sequential(nn.Linear(64 * (n_features // 4), d_model), nn.LayerNorm(d_model),
+                                     nn.SiLU(), nn.Dropout(0.1))
+
+    def forward(self, x, lengths):
+        mask = None if lengths is None else valid_mask(x, lengths)[:, None]  # (B, 1, T, 1)
+        # (B, channels, T, F) in channels-last memory: what the CPU's and the tensor cores' kernels want
+        x = x[:, None].contiguous(memory_format=torch.channels_last)
+        for stage, pool in zip(self.stages, ((2, 2), (1, 2))):
+            for conv, norm in (stage[:2], stage[2:]):
+                x = F.silu(norm(conv(x if mask is None else x * mask.to(x.dtype))))
+            x = F.max_pool2d(x, pool)
+            if mask is not None and pool[0] == 2:
+                mask = mask[:, :, 1::2]  # a pooled frame is valid where both of its frames are
+        lengths = None if lengths is None else lengths // 2
+        return self.project(x.permute(0, 2, 1, 3).flatten(2)), lengths
+
+
+class LinearFrontEnd(nn.Module):
+    """MFCC (B, T, F) -> (B, T, d), frame by frame."""
+
+    def __init__(self, d_model, n_features=40):
+        super().__init__()
+        self.project = nn.Sequential(nn.Linear(n_features, d_model), nn.LayerNorm(d_model), nn.SiLU(), nn.Dropout(0.1))
+
+    def forward(self, x, lengths):
+        return self.project(x), lengths
+
+
+class Head(nn.Module):
+    """(B, T, d) -> (B, classes): LayerNorm, mean over valid frames, two-layer classifier."""
+
+    def __init__(self, d_model, n_classes):
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        self.classify = nn.Sequential(nn.Dropout(0.1), nn.Linear(d_model, d_model // 2), nn.SiLU(),
+                                      nn.Dropout(0.05), nn.Linear(d_model // 2, n_classes))
+
+    def forward(self, x, lengths):
+        return self.classify(masked_mean(self.norm(x), lengths))
+
+
+def masked_mean(x, lengths):
+    """Mean of (B, T, d) over the valid frames; at least one frame counts."""
+    if lengths is None:
+        return x.mean(1)
+    mask = valid_mask(x, lengths.clamp(min=1))
+    return (x * mask).sum(1) / mask.sum(1)
+
+
+class SequenceKWS(nn.Module):
+    """Front-end -> causal blocks -> masked mean -> classifier: the paper's Mamba and RetNet models."""
+
+    def __init__(self, frontend, blocks, head):
+        super().__init__()
+        self.frontend, self.blocks, self.head = frontend, nn.ModuleList(blocks), head
+
+    def forward(self, inputs, lengths=None):
+        x, lengths = self.frontend(inputs, lengths)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x, lengths)
+
+
+def mamba_kws(kind, d_model, n_layers, n_classes):
+    frontend = ConvFrontEnd(d_model) if kind == "mel" else LinearFrontEnd(d_model)
+    blocks = [MambaBlock(d_model, max(0.02, 0.05 - 0.005 * i)) for i in range(n_layers)]
+    return SequenceKWS(frontend, blocks, Head(d_model, n_classes))
+
+
+def mamba_mel_small(n_classes=35):
+    """Mamba-Mel Small: d 64, 8 layers; 462,147 parameters at 35 classes."""
+    return mamba_kws("mel", 64, 8, n_classes)
+
+
+def mamba_mel_medium(n_classes=35):
+    """Mamba-Mel Medium: d 128, 10 layers; 1,506,051 parameters at 35 classes."""
+    return mamba_kws("mel", 128, 10, n_classes)
+
+
+def mamba_mel_large(n_classes=35):
+    """Mamba-Mel Large: d 192, 12 layers; 3,504,323 parameters at 35 classes."""
+    return mamba_kws("mel", 192, 12, n_classes)
+
+
+def mamba_mfcc_small(n_classes=35):
+    """Mamba-MFCC Small: d 64, 8 layers; 268,259 parameters at 35 classes."""
+    return mamba_kws("mfcc", 64, 8, n_classes)
+
+
+def mamba_mfcc_medium(n_classes=35):
+    """Mamba-MFCC Medium: d 128, 10 layers; 1,183,651 parameters at 35 classes."""
+    return mamba_kws("mfcc", 128, 10, n_classes)
+
+
+def mamba_mfcc_large(n_classes=35):
+    """Mamba-MFCC Large: d 192, 12 layers; 3,053,411 parameters at 35 classes."""
+    return mamba_kws("mfcc", 192, 12, n_classes)
+
+
+class RetNetKWS(SequenceKWS):
+    """RetNet-KWS: the Mel front-end, 6 retention blocks with 8 heads; 1,626,692 parameters at 36 classes."""
+
+    def __init__(self, n_classes=35, d_model=128, n_layers=6, n_heads=8):
+        blocks = [RetNetBlock(d_model, n_heads, max(0.02, 0.03 - 0.003 * i)) for i in range(n_layers)]
+        super().__init__(ConvFrontEnd(d_model), blocks, Head(d_model, n_classes))
+
+
+class MobileNetV2KWS(nn.Module):
+    """torchvision's MobileNetV2 on a one-channel image, (B, T, F) or (B, 1, F, T) as `collate_image` gives it."""
+
+    def __init__(self, n_classes=35, width=0.75):
+        super().__init__()
+        from torchvision.models import mobilenet_v2  # lazily: the Mamba models run without torchvision
+
+        self.net = mobilenet_v2(num_classes=n_classes, width_mult=width, dropout=0.2)
+        stem = self.net.features[0][0]
+        self.net.features[0][0] = nn.Conv2d(1, stem.out_channels, 3, stride=2, padding=1, bias=False)
+
+    def forward(self, inputs, lengths=None):
+        image = inputs if inputs.dim() == 4 else inputs.transpose(1, 2)[:, None]
+        return self.net(image.contiguous(memory_format=torch.channels_last))
+
+
+def mobilenet_v2_kws(n_classes=35, width=0.75):
+    """MobileNetV2 of width 0.75 (trained for the paper, 1,399,827 parameters at 35 classes) or 0.35 (440,675)."""
+    return MobileNetV2KWS(n_classes, width)
+
+
+class KeywordCNN(nn.Module):
+    """Three plain convolutions and a mean: the floor that a sequence model has to beat."""
+
+    def __init__(self, n_classes=35):
+        super().__init__()
+        widths = (1, 32, 64, 128)
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:]))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(b) for b in widths[1:])
+        self.classify = nn.Sequential(nn.Dropout(0.2), nn.Linear(widths[-1], n_classes))
+
+    def forward(self, inputs, lengths=None):
+        x = inputs[:, None].contiguous(memory_format=torch.channels_last)  # (B, 1, T, F)
+        mask = None if lengths is None else valid_mask(inputs, lengths)[:, None]
+        for conv, norm, pool in zip(self.convs, self.norms, ((1, 2), (2, 2), None)):
+            x = F.relu(norm(conv(x if mask is None else x * mask.to(x.dtype))))
+            x = F.max_pool2d(x, pool) if pool else x
+            if pool == (2, 2) and lengths is not None:
+                mask, lengths = mask[:, :, 1::2], lengths // 2
+        return self.classify(masked_mean(x.mean(3).transpose(1, 2), lengths))
+
+
+class KWT(nn.Module):
+    """Keyword Transformer 1 (Berg et al. 2021, table 1): d 64, 12 post-norm layers, one head, a class token.
+
+    Attention compares every pair of frames: the O(T²) model of the length benchmark. Learned positions
+    cover `frames` frames; a longer input gets them interpolated.
+    """
+
+    def __init__(self, n_classes=35, d_model=64, n_layers=12, n_heads=1, frames=98, n_features=40):
+        super().__init__()
+        self.project = nn.Linear(n_features, d_model)
+        self.token = nn.Parameter(torch.randn(d_model) * 0.02)
+        self.positions = nn.Parameter(torch.randn(1 + frames, d_model) * 0.02)
+        self.layers = nn.ModuleList(TransformerBlock(d_model, n_heads) for _ in range(n_layers))
+        self.classify = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, n_classes))
+
+    def forward(self, inputs, lengths=None):
+        x = self.project(inputs)
+        T = x.shape[1]
+        positions = self.positions[1:]
+        if T > len(positions):
+            positions = F.interpolate(positions.T[None], size=T, mode="linear", align_corners=True)[0].T
+        token = (self.token + self.positions[0]).expand(len(x), 1, -1)
+        x = torch.cat([token, x + positions[:T]], 1)
+        mask = None
+        if lengths is not None:
+            mask = (torch.arange(T + 1, device=x.device) <= lengths[:, None])[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.classify(x[:, 0])
+
+
+class TransformerBlock(nn.Module):
+    """Post-norm attention and MLP of ratio 4 (Berg et al. 2021, section 2.1)."""
+
+    def __init__(self, d_model, n_heads, dropout=0.0):
+        super().__init__()
+        self.n_heads = n_heads
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model)
+        self.mlp = nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model))
+        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+
+    def forward(self, x, mask):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        x = self.norm1(x + self.out(y))
+        return self.norm2(x + self.mlp(x))
+
+
+MODELS = {
+    "mamba_mel_small": mamba_mel_small,
+    "mamba_mel_medium": mamba_mel_medium,
+    "mamba_mel_large": mamba_mel_large,
+    "mamba_mfcc_small": mamba_mfcc_small,
+    "mamba_mfcc_medium": mamba_mfcc_medium,
+    "mamba_mfcc_large": mamba_mfcc_large,
+    "retnet": RetNetKWS,
+    "mobilenet_v2_075": mobilenet_v2_kws,
+    "mobilenet_v2_035": lambda n_classes=35: mobilenet_v2_kws(n_classes, 0.35),
+    "keyword_cnn": KeywordCNN,
+    "kwt_1": KWT,
+}
+
+
+def build(name, n_classes=35):
+    """Model `name` of MODELS with fresh weights. Raises KwsError for an unknown name."""
+    if name not in MODELS:
+        raise KwsError(f"model {name!r} is unknown; it must be one of {', '.join(MODELS)}")
+    return MODELS[name](n_classes=n_classes)
+
+
+def features_of(name):
+    """Kind of features, "mel" or "mfcc", that model `name` reads."""
+    return "mfcc" if "mfcc" in name or name.startswith("kwt") else "mel"
+
+
+def count_parameters(model):
+    """Every parameter, the ones inside the scan included: what the paper's count leaves out."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_macs(model, inputs):
+    """Multiply-accumulates of one forward of `inputs` (1, T, F): PyTorch's counter, plus the selective scan.
+
+    The scan's recurrence is not a matrix product, so the counter cannot see it: per frame, channel and state,
+    one product for Δ·A, one for the decay, one for the input and one for the read-out.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from kwslib.mamba import Mamba
+
+    scans = []
+    hooks = [m.register_forward_hook(lambda m, args, out: scans.append(
+        4 * out.shape[0] * out.shape[1] * m.d_inner * m.d_state + out.shape[0] * out.shape[1] * m.d_inner * m.d_conv))
+        for m in model.modules() if isinstance(m, Mamba)]
+    training = model.training
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(inputs, None)
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    return counter.get_total_flops() // 2 + sum(scans)

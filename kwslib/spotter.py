@@ -1,0 +1,131 @@
+"""Checkpoints, and the trained spotter that one loads: `kwslib.load(path).predict(wave_or_path, sample_rate)`.
+
+A checkpoint is one safetensors file, never a pickle. Its JSON (model, labels, features, normalisation,
+corpus checksum, recipe) is in the file's header, and again beside it as `.json` for people to read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from kwslib.features import Normalise, WaveToSpec
+from kwslib.io import CLIP, SAMPLE_RATE, KwsError, replacing, write_json
+from kwslib.models import build, features_of
+
+
+def save_checkpoint(path, weights, card):
+    """Write `weights` (a state dict) and `card` (what `load` needs, as JSON) to `path`, atomically."""
+    from safetensors.torch import save_file
+
+    weights = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
+    with replacing(path) as scratch:
+        save_file(weights, scratch, metadata={"kwslib": json.dumps(card)})
+    write_json(Path(path).with_suffix(".json"), card)
+
+
+def read_checkpoint(path):
+    """(weights, card) of a checkpoint file or of the folder that holds `model.safetensors`."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    path = path / "model.safetensors" if path.is_dir() else path
+    if path.suffix == ".json":
+        path = path.with_suffix(".safetensors")
+    if not path.is_file():
+        raise KwsError(f"checkpoint {path} does not exist; train one with python -m kwslib.train")
+    try:
+        with safe_open(str(path), "pt") as f:
+            card = json.loads((f.metadata() or {}).get("kwslib", "null"))
+            weights = {k: f.get_tensor(k) for k in f.keys()}
+    except (SafetensorError, OSError, ValueError) as e:
+        raise KwsError(f"checkpoint {path} is not a readable safetensors file ({e}); fetch or train it again") from None
+    if card is None:
+        raise KwsError(f"checkpoint {path} was not written by kwslib: its header names no model; "
+                       "train one with python -m kwslib.train")
+    return weights, card
+
+
+def frontend_of(config):
+    """The WaveToSpec that a config (an object with the features' keys) asks for."""
+    return WaveToSpec(config.n_mels, config.n_fft, config.hop_length, features_of(config.model), config.n_mfcc)
+
+
+def load(checkpoint, device="cpu"):
+    """KeywordSpotter from a checkpoint. Raises KwsError where weights and card are of different models."""
+    weights, card = read_checkpoint(checkpoint)
+    model = build(card["model"], len(card["labels"]))
+    expected = model.state_dict()
+    wrong = [k for k in {*weights, *expected}
+             if k not in weights or k not in expected or weights[k].shape != expected[k].shape]
+    if wrong:
+        raise KwsError(f"checkpoint {checkpoint} does not fit {card['model']} with {len(card['labels'])} labels "
+                       f"({len(wrong)} tensors differ, {sorted(wrong)[0]} among them); "
+                       "it belongs to another variant or label set")
+    model.load_state_dict(weights)
+    return KeywordSpotter(model, card, device)
+
+
+class KeywordSpotter:
+    """A trained model with its features and labels; `predict` takes a recording of any rate and length."""
+
+    def __init__(self, model, card, device="cpu"):
+        self.card, self.labels, self.device = card, card["labels"], torch.device(device)
+        self.model = model.eval().to(device)
+        self.frontend = WaveToSpec(**card["features"]).to(device)
+        self.normalise = Normalise(**card["normalisation"])
+
+    @torch.no_grad()
+    def logits(self, waves, samples=None):
+        """Float waves (B, N) at 16 kHz, valid samples (B,) or None -> logits (B, labels)."""
+        inputs = self.normalise(self.frontend(waves.to(self.device)))
+        lengths = None if samples is None else self.frontend.frames(samples.to(self.device))
+        return self.model(inputs, lengths).float()
+
+    def predict(self, wave, sample_rate=None):
+        """[(label, probability), …], most probable first.
+
+        wave: path of an audio file, or float samples (N,) or (channels, N) with their sample_rate in Hz.
+        A recording of less than a second is padded, and the padding left out of the mean; of a longer one,
+        the surest of the one-second windows, a quarter of a second apart, answers.
+        """
+        wave = self.one_channel(wave, sample_rate)
+        starts = range(0, max(len(wave) - CLIP, 0) + 1, SAMPLE_RATE // 4)
+        windows = torch.stack([F.pad(w, (0, CLIP - len(w))) for w in (wave[s:s + CLIP] for s in starts)])
+        samples = torch.tensor([min(len(wave) - s, CLIP) for s in starts])
+        p = self.logits(windows, samples).softmax(1).cpu()
+        best = p[p.max(1).values.argmax()]
+        order = best.argsort(descending=True, stable=True)
+        return [(self.labels[i], float(best[i])) for i in order]
+
+    @staticmethod
+    def one_channel(wave, sample_rate):
+        """Path or samples -> float32 (N,) at 16 kHz. Raises KwsError for what is not sound."""
+        import torchaudio.functional as AF
+
+        name = "the wave"
+        if isinstance(wave, (str, Path)):
+            import soundfile
+
+            name = str(wave)
+            if not Path(wave).is_file():
+                raise KwsError(f"{wave} does not exist; give the path of an audio file")
+            try:
+                wave, sample_rate = soundfile.read(str(wave), dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as e:
+                raise KwsError(f"{name} cannot be read as audio ({e.error_string}); give wav, flac, ogg or mp3") from None
+            wave = wave.T
+        elif sample_rate is None:
+            raise KwsError("predict needs the sample_rate of the samples it is given, in Hz")
+        wave = torch.as_tensor(wave)
+        if not wave.is_floating_point():
+            wave = wave.float() / torch.iinfo(wave.dtype).max
+        wave = wave.float().reshape(-1, wave.shape[-1]).mean(0) if wave.numel() else wave.float().flatten()
+        if not len(wave):
+            raise KwsError(f"{name} holds no samples; give a recording that is not empty")
+        if not wave.isfinite().all():
+            raise KwsError(f"{name} holds NaN or infinite samples; record or convert it again")
+        return AF.resample(wave, int(sample_rate), SAMPLE_RATE) if sample_rate != SAMPLE_RATE else wave
