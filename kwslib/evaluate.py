@@ -1,0 +1,96 @@
+"""Read the test split, once, with the selected checkpoint, and write the run's result file.
+
+    python -m kwslib.evaluate checkpoints/subset/mamba_mel_small-0 --corpus data/subset --out results/subset
+
+Nothing before this file touches the test split: training selects on validation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kwslib.corpus import load_corpus
+from kwslib.features import to_float
+from kwslib.io import KwsError, cli, machine, write_json
+from kwslib.metrics import accuracy, report
+from kwslib.models import count_macs, count_parameters
+from kwslib.spotter import load
+from kwslib.tasks import select
+
+COMMON = 700  # training clips from which on a word counts as common
+
+
+def test(checkpoint, corpus, results, profile=None, device="cpu"):
+    """Evaluate `checkpoint` on the testing split of `corpus`; write `<results>/runs/<model>-<seed>.json`.
+
+    The history beside the checkpoint is copied to `<results>/history/`. Returns the result (see README, "Results").
+    Raises KwsError where the checkpoint's labels are not the corpus's.
+    """
+    spotter, corpus, results = load(checkpoint, device), load_corpus(corpus), Path(results)
+    card = spotter.card
+    split = select(corpus, card["recipe"]["task"], "testing", card["recipe"]["seed"])
+    if split.labels != spotter.labels:
+        raise KwsError(f"checkpoint {checkpoint} tells {', '.join(spotter.labels)} apart, corpus {corpus.root} holds "
+                       f"{', '.join(split.labels)}; evaluate it on the corpus and task that it was trained for")
+    predictions = predict_split(spotter, split)
+    targets = split.targets.numpy()
+    silent = torch.zeros(1, spotter.frontend.frames(16000), spotter.frontend.n_features, device=device)
+    seed = card["recipe"]["seed"]
+    result = {
+        "model": card["model"], "seed": seed, "profile": profile or results.name,
+        "corpus": {**card["corpus"], "clips": corpus.card["clips"], "speakers": corpus.card["speakers"]},
+        "task": card["recipe"]["task"], "labels": spotter.labels,
+        "parameters": count_parameters(spotter.model), "macs": count_macs(spotter.model, silent),
+        "config": card["recipe"], "validation": card["validation"],
+        "test": report(targets, predictions, split.speakers, spotter.labels),
+        "test_common": common_words(corpus, split, predictions),
+        "training": card["training"], "machine": machine(),
+    }
+    write_json(results / "runs" / f"{card['model']}-{seed}.json", result)
+    history = Path(checkpoint)
+    history = (history if history.is_dir() else history.parent) / "history.csv"
+    if history.exists():
+        (results / "history").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(history, results / "history" / f"{card['model']}-{seed}.csv")
+    return result
+
+
+def predict_split(spotter, split, batch_size=128):
+    """Predicted class of every clip of a split, int64 (n,)."""
+    parts = [spotter.logits(to_float(w), s).argmax(1).cpu().numpy()
+             for w, s in zip(split.waves.split(batch_size), split.samples.split(batch_size))]
+    return np.concatenate(parts)
+
+
+def common_words(corpus, split, predictions):
+    """Accuracy on the clips whose word has at least COMMON training clips: None if that is no word, or every one."""
+    words = corpus.card["words"]
+    common = [w for w in split.labels if words.get(w, {}).get("training", 0) >= COMMON]
+    if not common or len(common) == len(split.labels):
+        return None
+    rows = np.isin(np.array(split.labels)[split.targets.numpy()], common)
+    return {"minimum_training_clips": COMMON, "words": common,
+            **accuracy(split.targets.numpy()[rows], predictions[rows], split.speakers[rows])}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint", help="checkpoint file, or the folder that holds model.safetensors")
+    parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
+    parser.add_argument("--out", required=True, help="results folder, such as results/subset")
+    parser.add_argument("--device", default="cpu")
+    a = parser.parse_args()
+    result = test(a.checkpoint, a.corpus, a.out, device=a.device)
+    t = result["test"]
+    print(f"{result['model']}: test accuracy {t['accuracy']:.2%}, 95 % interval {t['interval'][0]:.2%} to "
+          f"{t['interval'][1]:.2%}, n = {t['n']} clips of {t['speakers']} speakers")
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)

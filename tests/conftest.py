@@ -1,0 +1,22 @@
+"""Fixtures that every test file shares."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root():
+    """The repository's folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def real_clips():
+    """The zip with a subset of the real Speech Commands; tests that need it skip where it is absent."""
+    path = ROOT.parent / "shared" / "data" / "speech_commands_subset.zip"
+    if not path.is_file():
+        pytest.skip("real clips absent: no ../shared/data/speech_commands_subset.zip beside the repository")
+    return path
