@@ -37,8 +37,8 @@ HEADER = 128  # bytes before the samples in waves.npy
 
 @dataclass
 class Corpus:
-    """A packed corpus. waves: int16 (clips, 16000), memory-mapped; paths, words, speakers, splits: str (clips,);
-    samples: int64 (clips,), the true length of each clip; noise: int16 (n,), perhaps empty."""
+    """A packed corpus. waves: int16 (clips, 16000), memory-mapped; noise: int16 (n,), perhaps empty;
+    paths, words, speakers, splits: str (clips,); samples: int64 (clips,), the true length of each clip."""
 
     root: Path
     card: dict
@@ -71,8 +71,8 @@ def load_corpus(path):
     except (OSError, ValueError, EOFError, KeyError, TypeError, AttributeError) as e:
         raise KwsError(f"corpus {path} is damaged ({e}); delete the folder and pack it again") from None
     if waves.shape != (len(rows), CLIP) or waves.dtype != np.int16 or len(rows) != counts:
-        raise KwsError(f"corpus {path} is damaged (waves.npy {waves.shape}, index.csv {len(rows)}, card.json {counts} "
-                       "clips); delete the folder and pack it again")
+        raise KwsError(f"corpus {path} is damaged (waves.npy {waves.shape}, index.csv {len(rows)} and "
+                       f"card.json {counts} clips); delete the folder and pack it again")
     return Corpus(root, card, waves, noise, columns["path"], columns["word"], columns["speaker"],
                   columns["split"], samples)
 
@@ -80,10 +80,10 @@ def load_corpus(path):
 def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **options):
     """Turn a source into a packed corpus in the folder `out`, and open it.
 
-    source: "synthetic" (options speakers, snr; see synthetic.Synthetic), "speech_commands" (downloaded to the folder
-    that `out` is in; options url, md5, sha256), or a folder, zip or tar of word folders. words: take only these.
-    strict: refuse unreadable clips, which are otherwise skipped and listed in the card. Returns at once
-    where `out` already holds this corpus. Raises KwsError.
+    source: "synthetic" (options speakers, snr; see synthetic.Synthetic), "speech_commands" (downloaded to
+    the folder that `out` is in; options url, md5, sha256), or a folder, zip or tar of word folders.
+    words: take only these. strict: refuse unreadable clips, which are otherwise skipped and listed in the
+    card. Returns at once where `out` already holds this corpus. Raises KwsError.
     """
     out = Path(out)
     partial = out.with_name(out.name + ".partial")
@@ -112,11 +112,12 @@ def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **optio
             _pack(origin, identity, partial, journal, workers or len(os.sched_getaffinity(0)))
             os.replace(partial, out)
     except BrokenProcessPool:
-        raise KwsError(f"a worker process died while packing {source}; run again (it goes on where it was), with fewer "
-                       "workers if memory ran out, and from a script guard it with if __name__ == '__main__'") from None
+        raise KwsError(f"a worker process died while packing {source}; run again (it goes on where it was), "
+                       "with fewer workers if memory ran out; a script must call pack under if __name__ == "
+                       "'__main__'") from None
     except OSError as e:
-        raise KwsError(f"cannot write {out} ({e.strerror or e}); make room or choose another folder, then run again, "
-                       "it goes on where it was") from None
+        raise KwsError(f"cannot write {out} ({e.strerror or e}); make room or choose another folder, then "
+                       "run again, it goes on where it was") from None
     return load_corpus(out)
 
 
@@ -128,8 +129,9 @@ def _pack(source, identity, partial, journal, workers):
         raise KwsError(f"{partial} is being written by another run; wait for it") from None
     journal.seek(0)
     lines = [json.loads(line) for line in journal if line.endswith(b"\n")]
-    if lines[:1] != [identity]:  # new, or the work of another source: from the start
-        lines = [identity]
+    plan = {**identity, "piece": PIECE}
+    if lines[:1] != [plan]:  # new, or the work of another source: from the start
+        lines = [plan]
         for stray in set(partial.iterdir()) - {partial / "journal"}:
             stray.unlink()
     _rewrite(journal, lines)
@@ -137,7 +139,7 @@ def _pack(source, identity, partial, journal, workers):
     pieces = [source.clips[i:i + PIECE] for i in range(0, len(source.clips), PIECE)]
     done = lines[1:]
     count = sum(len(d["samples"]) for d in done)
-    progress = Progress(len(source.clips), f"packing {identity['name']}", min(len(done) * PIECE, len(source.clips)))
+    progress = Progress(len(source.clips), f"packing {identity['name']}", sum(map(len, pieces[: len(done)])))
     # Written, not mapped: on a full disk a write fails with an error, a mapped page with a signal.
     with open(partial / "waves.npy", "ab") as f:
         f.truncate(HEADER + count * CLIP * 2)
@@ -156,8 +158,8 @@ def _pack(source, identity, partial, journal, workers):
 
 def _check(identity, skipped):
     if identity["options"]["strict"] and skipped:
-        raise KwsError(f"clip {skipped[0]['path']} of {identity['origin']} is unusable: {skipped[0]['reason']}; mend it, "
-                       "or pack without strict to skip it")
+        raise KwsError(f"clip {skipped[0]['path']} of {identity['origin']} is unusable: "
+                       f"{skipped[0]['reason']}; mend it, or pack without strict to skip it")
 
 
 def _rewrite(journal, lines):
@@ -178,7 +180,8 @@ def _finish(source, identity, partial, done):
     samples = [n for d in done for n in d["samples"]]
     with open(partial / "waves.npy", "r+b") as f:
         head = f"{{'descr': '<i2', 'fortran_order': False, 'shape': ({len(clips)}, {CLIP}), }}"
-        f.write(b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little") + head.ljust(HEADER - 11).encode() + b"\n")
+        f.write(b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little"))
+        f.write(head.ljust(HEADER - 11).encode() + b"\n")
         f.flush()
         os.fsync(f.fileno())
     write_csv(partial / "index.csv", [{"path": c.path, "word": c.word, "speaker": c.speaker, "split": c.split,
@@ -216,7 +219,8 @@ def _decoded(source, pieces, workers):
     if not pieces:
         return
     # Spawned, not forked: a fork of a process that has run torch may hang.
-    pool = ProcessPoolExecutor(min(workers, len(pieces)), multiprocessing.get_context("spawn"), _begin, (source,))
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(pieces)), spawn, _begin, (source,))
     try:
         waiting, rest = deque(), iter(pieces)
         while True:
@@ -255,24 +259,24 @@ def _piece(clips):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m kwslib.corpus", description="Pack a corpus.")
-    parser.add_argument("source", help='"synthetic", "speech_commands", or a folder, zip or tar of word folders')
+    parser.add_argument("source", help="synthetic, speech_commands, or a folder, zip or tar")
     parser.add_argument("out", help="folder of the packed corpus")
     parser.add_argument("--words", type=lambda text: text.split(","), help="only these, with commas between")
     parser.add_argument("--strict", action="store_true", help="refuse unreadable clips")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic corpus")
-    parser.add_argument("--speakers", type=int, nargs=3, metavar="N", help="synthetic: of training, validation, testing")
-    parser.add_argument("--snr", type=float, nargs=2, metavar="DB", help="synthetic: range of the speech-to-noise ratio")
+    parser.add_argument("--speakers", type=int, nargs=3, metavar="N", help="synthetic: for each split")
+    parser.add_argument("--snr", type=float, nargs=2, metavar="DB", help="synthetic: range of the SNR")
     args = parser.parse_args(argv)
     options = {k: tuple(v) for k in ("speakers", "snr") if (v := getattr(args, k))}
-    corpus = pack(args.source, args.out, words=args.words, strict=args.strict, workers=args.workers, seed=args.seed,
-                  **options)
-    card = corpus.card
-    print(f"{args.out}: {card['name']}{' (synthetic)' if card['synthetic'] else ''}, licence {card['licence']}")
+    kept = {k: getattr(args, k) for k in ("words", "strict", "workers", "seed")}
+    card = pack(args.source, args.out, **kept, **options).card
+    print(f"{args.out}: {card['name']}, licence: {card['licence']}")
     for split in SPLITS:
         print(f"  {split:10} {card['clips'][split]:6} clips, {card['speakers'][split]} speakers")
-    print(f"  {len(card['words'])} words; {card['noise_seconds']} s of noise; {card['short']} short, {card['clipped']} "
-          f"clipped, {card['silent']} silent, {len(card['skipped'])} skipped; checksum {card['checksum'][:12]}")
+    print(f"  {len(card['words'])} words; {card['noise_seconds']} s of noise; {card['short']} clips short, "
+          f"{card['clipped']} clipped, {card['silent']} silent; {len(card['skipped'])} files skipped")
+    print(f"  checksum {card['checksum']}")
 
 
 if __name__ == "__main__":

@@ -39,11 +39,11 @@ class ConvFrontEnd(nn.Module):
                 nn.Conv2d(c_out, c_out, 3, padding=1), nn.BatchNorm2d(c_out)]))
         self.project = nn.Sequential(nn.Linear(64 * (n_features // 4), d_model), nn.LayerNorm(d_model),
                                      nn.SiLU(), nn.Dropout(0.1))
+        self.stages.to(memory_format=torch.channels_last)  # kernels so stored make the activations so, too
 
     def forward(self, x, lengths):
         mask = None if lengths is None else valid_mask(x, lengths)[:, None]  # (B, 1, T, 1)
-        # (B, channels, T, F) in channels-last memory: what the CPU's and the tensor cores' kernels want
-        x = x[:, None].contiguous(memory_format=torch.channels_last)
+        x = x[:, None]  # (B, channels, T, F), in channels-last memory: what the CPU's and tensor cores' kernels want
         for stage, pool in zip(self.stages, ((2, 2), (1, 2))):
             for conv, norm in (stage[:2], stage[2:]):
                 x = F.silu(norm(conv(x if mask is None else x * mask.to(x.dtype))))

@@ -82,7 +82,7 @@ def resample(wave, rate):
 
 
 def decode_audio(data, seconds=None):
-    """The bytes of a sound file -> float32 (n,), mono, 16 kHz; at most the first `seconds`. Raises Unreadable."""
+    """Bytes of a sound file -> float32 (n,), mono, 16 kHz; at most its first `seconds`. Raises Unreadable."""
     import soundfile
 
     try:
@@ -92,12 +92,13 @@ def decode_audio(data, seconds=None):
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as e:
         raise Unreadable(f"not audio that libsndfile reads ({str(e).splitlines()[0][-60:]})") from None
     # A file that was cut off: libsndfile is silent about it in WAV (where the header promises more
-    # bytes than there are) and in Ogg (whose last page must say that it is the last).
+    # bytes than there are) and in Ogg (whose last page must say that it is the last, and be whole).
     promised = int.from_bytes(data[4:8], "little") + 8 if data[:4] == b"RIFF" else 0
     cut = len(wave) < frames or (8 < promised < 0xFFFFFFFF and promised > len(data))
     if data[:4] == b"OggS":
         last = data[data.rfind(b"OggS"):]
-        cut = cut or len(last) < 6 or not last[5] & 4
+        sizes = last[27 : 27 + last[26]] if len(last) > 26 else b""
+        cut = cut or not sizes or not last[5] & 4 or len(last) < 27 + last[26] + sum(sizes)
     if cut:
         raise Unreadable("truncated: it ends before its header says")
     if not len(wave):
@@ -134,11 +135,11 @@ class Folder:
         if self.archive:
             self.card["source_checksum"] = {"sha256": file_hash(self.path)}
         else:
-            text = "".join(f"{name}\0{size}\0{time}\n" for name, (size, time) in sorted(self._files(None).items()))
-            self.card["source_checksum"] = {"listing_sha256": hashlib.sha256(text.encode("utf8", "replace")).hexdigest()}
+            listing = repr(sorted(self._files(None).items()))  # names, sizes and times of change
+            self.card["source_checksum"] = {"listing_sha256": hashlib.sha256(listing.encode()).hexdigest()}
 
     def _files(self, scratch):
-        """{name: (bytes, offset in a tar)} of all files; refuses links and paths that leave the archive's folder."""
+        """{name: (bytes, offset in a tar)} of all files; refuses links and paths that leave the archive."""
         if not self.archive:
             paths = [Path(root) / f for root, _, files in os.walk(self.path) for f in files]
             known = {p.relative_to(self.path).as_posix(): p.stat() for p in paths if p.is_file()}
@@ -149,14 +150,14 @@ class Folder:
                          for i in _zip(self.path).infolist()]
             else:
                 with tarfile.open(self._plain_tar(scratch), "r:") as tar:
-                    found = [(m.name, m.isdir(), not (m.isdir() or m.isreg()) or m.sparse, (m.size, m.offset_data))
-                             for m in tar]
+                    found = [(m.name, m.isdir(), not (m.isdir() or m.isreg()) or m.sparse,
+                              (m.size, m.offset_data)) for m in tar]
         except BROKEN as e:
-            raise KwsError(f"archive {self.path} is broken or of no known kind ({e}); fetch it again") from None
+            raise KwsError(f"archive {self.path} is broken or of no known kind ({e}); get it anew") from None
         for name, _, is_link, _ in found:
             if is_link or name.startswith("/") or ".." in PurePosixPath(name).parts:
                 kind = "is a link" if is_link else "leaves its folder"
-                raise KwsError(f"archive {self.path} is refused: member {name!r} {kind}; make it anew without it")
+                raise KwsError(f"archive {self.path} is refused: member {name!r} {kind}; leave that out")
         return {name: where for name, is_folder, _, where in found if not is_folder}
 
     def _plain_tar(self, scratch):
@@ -205,7 +206,7 @@ class Folder:
                 split = lists.get(stem, "training") if lists else which_set(speaker)
                 self.clips.append(Clip(path, parts[0], speaker, split, where))
         if not self.clips:
-            raise KwsError(f"source {self.path} holds no clips; it must hold one folder per word, clips inside")
+            raise KwsError(f"source {self.path} holds no clips; it must hold a folder of clips per word")
         missing = sorted(set(self.words or ()) - {c.word for c in self.clips})
         if missing:
             raise KwsError(f"source {self.path} has no word {', '.join(missing)}; leave it out of words")
@@ -250,7 +251,7 @@ class Folder:
 
 
 class SpeechCommands(Folder):
-    """Speech Commands v0.02 as published: fetched once (kept beside the corpus), verified, then read as a tar."""
+    """Speech Commands v0.02 as published: fetched once, kept beside the corpus, verified, read as a tar."""
 
     def __init__(self, beside, words=None, url=URL, md5=CHECKSUMS["md5"], sha256=CHECKSUMS["sha256"]):
         self.words, self.skipped, self.archive = words, [], True

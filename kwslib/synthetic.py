@@ -1,12 +1,13 @@
 """Spoken words without any download: espeak-ng speaks them, numpy puts them in a room.
 
-Every synthetic speaker is a voice variant, an accent, a pitch, a range and a rate; the variants are shared out
-among the splits, so that validation and testing hear voices that training has not. Every clip has its own
-jitter, room (an exponentially decaying reverberation), microphone (a spectral tilt), coloured noise at a drawn
-signal-to-noise ratio, level and place in the second. All of it follows from the seed, whatever the number of workers.
+Every synthetic speaker is a voice variant, an accent, a pitch, a range and a rate; the variants are shared
+out among the splits, so that validation and testing hear voices that training has not. Every clip has its own
+jitter, room (an exponentially decaying reverberation), microphone (a spectral tilt), coloured noise at a
+drawn signal-to-noise ratio, level and place in the second. All of it follows from the seed, whatever the
+number of workers.
 
-espeak-ng is GPL and keeps its state in global variables: it is called by ctypes, in worker processes only, and
-loaded anew for every clip (0.3 ms), because its slow pitch flutter goes on from one utterance to the next.
+espeak-ng is GPL and keeps its state in global variables: it is called by ctypes, in worker processes only,
+and loaded anew for every clip (0.3 ms), because its pitch flutter goes on from one utterance to the next.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 from .io import CLIP, SAMPLE_RATE, KwsError
 from .sources import SPLITS, Clip, Unreadable, to_int16
 
-# Ten commands of Speech Commands V2-12 and a pair that differs in one sound; go/no, up/off, on/off are close too.
+# The ten commands of V2-12 and a pair that differs in one sound; go/no, up/off and on/off are close too.
 WORDS = "yes no up down left right on off stop go three tree".split()
 ACCENTS = "en-us en-us-nyc en-gb-x-rp en-gb-scotland en-gb-x-gbclan en-gb-x-gbcwmd".split()
 # Unlike a person; Reed and caleb sound different at every start (espeak-ng reads memory it has not set).
@@ -34,8 +35,8 @@ NATIVE = 22_050  # Hz, what espeak-ng synthesises
 
 
 class Synthetic:
-    """The generated source. speakers: how many for (training, validation, testing); each speaks each word once.
-    snr: range in dB from which each clip's signal-to-noise ratio is drawn, uniformly."""
+    """The generated source. speakers: how many for (training, validation, testing); each says each word once.
+    snr: range in dB from which each clip's signal-to-noise ratio is drawn, uniformly. Raises KwsError."""
 
     def __init__(self, words=None, seed=0, speakers=(110, 30, 50), snr=(10.0, 30.0)):
         self.words, self.seed, self.snr = sorted(words or WORDS), seed, tuple(float(x) for x in snr)
@@ -43,11 +44,11 @@ class Synthetic:
         if bad := [w for w in self.words if not re.fullmatch("[a-z]+", w)]:
             raise KwsError(f"word {bad[0]!r} cannot be spoken; give words of the letters a to z")
         if len(speakers) != 3 or min(speakers) < 1 or len(self.snr) != 2 or self.snr[0] > self.snr[1]:
-            raise KwsError("options speakers and snr must be three positive counts and a range low, high in dB")
+            raise KwsError("speakers must be three positive counts and snr a range low, high in dB")
         try:
             import espeakng_loader
         except ImportError:
-            raise KwsError("the synthetic corpus needs espeak-ng; install the package espeakng-loader") from None
+            raise KwsError("the synthetic corpus needs the package espeakng-loader; install it") from None
         self.library, self.data = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
         version = f"espeak-ng by espeakng-loader {metadata.version('espeakng-loader')}"
         self.options = {"words": self.words, "seed": seed, "speakers": list(speakers), "snr": list(self.snr)}
@@ -65,7 +66,8 @@ class Synthetic:
     def _cast(self, speakers):
         """[(split, (voice, pitch, range, rate))]: the speakers, each split with variants of its own."""
         rng = np.random.default_rng([self.seed, 1])
-        names = sorted(p.name for p in (Path(self.data) / "voices" / "!v").iterdir() if not ODD.search(p.name))
+        variants = (Path(self.data) / "voices" / "!v").iterdir()
+        names = sorted(p.name for p in variants if not ODD.search(p.name))
         pools = {split: [] for split in SPLITS}
         for i, name in enumerate(rng.permutation(names).tolist()):
             pools[SPLIT_OF_VARIANT[i % len(SPLIT_OF_VARIANT)]].append(name)
@@ -91,8 +93,8 @@ class Synthetic:
             return 0
 
         try:
-            if library.espeak_Initialize(2, 0, str(self.data).encode(), 0) != NATIVE:  # 2: AUDIO_OUTPUT_SYNCHRONOUS
-                raise KwsError(f"espeak-ng cannot start with its data in {self.data}; reinstall espeakng-loader")
+            if library.espeak_Initialize(2, 0, str(self.data).encode(), 0) != NATIVE:  # 2: synchronous
+                raise KwsError(f"espeak-ng cannot start with {self.data}; reinstall espeakng-loader")
             library.espeak_SetSynthCallback(keep)
             library.espeak_ng_SetRandSeed(ctypes.c_long(1))
             if library.espeak_SetVoiceByName(voice.encode()) != 0:
@@ -135,7 +137,7 @@ class Synthetic:
         return to_int16(wave * level / np.abs(wave).max())
 
     def noise(self):
-        """Ten seconds each of white, pink, brown and blue noise, of mains hum and of gusts: int16 (960000,)."""
+        """Ten seconds each of white, pink, brown and blue noise, mains hum and gusts: int16 (960000,)."""
         rng = np.random.default_rng([self.seed, 3])
         n = 10 * SAMPLE_RATE
         seconds = np.arange(n) / SAMPLE_RATE
@@ -153,7 +155,7 @@ def to_16k(wave):
 
 
 def coloured(rng, n, exponent):
-    """Gaussian noise of unit power (n,) whose power falls as 1 / f ** exponent above 50 Hz (0 white, 1 pink, 2 brown)."""
+    """Gaussian noise (n,) of unit power, falling as 1 / f ** exponent above 50 Hz (1 pink, 2 brown)."""
     spectrum = np.fft.rfft(rng.standard_normal(n))
     spectrum *= np.maximum(np.fft.rfftfreq(n, 1 / SAMPLE_RATE), 50.0) ** (-exponent / 2)
     noise = np.fft.irfft(spectrum, n)
@@ -166,7 +168,7 @@ def in_room(rng, wave):
     decay = rng.uniform(0.08, 0.45)  # seconds until the tail has fallen by 60 dB
     tail = rng.standard_normal(n // 2) * 10 ** (-3 * np.arange(n // 2) / (decay * SAMPLE_RATE))
     tail[:40] = 0  # the first reflection comes after 2.5 ms
-    tail *= 10 ** (-rng.uniform(0, 12) / 20) / np.sqrt((tail**2).sum())  # direct sound is 0 to 12 dB above the tail
+    tail *= 10 ** (-rng.uniform(0, 12) / 20) / np.sqrt((tail**2).sum())  # 0 to 12 dB below the direct sound
     tail[0] = 1
     frequency = np.maximum(np.fft.rfftfreq(2 * n, 1 / SAMPLE_RATE), 60.0)
     tilt = 10 ** (rng.uniform(-3, 3) * np.log2(frequency / 1000) / 20)  # dB per octave

@@ -19,8 +19,8 @@ from .sources import NOISE, SPLITS
 UNKNOWN, SILENCE = "_unknown_", "_silence_"
 COMMANDS = "yes no up down left right on off stop go".split()
 V2_35 = (
-    "backward bed bird cat dog down eight five follow forward four go happy house learn left marvin nine no off on "
-    "one right seven sheila six stop three tree two up visual wow yes zero"
+    "backward bed bird cat dog down eight five follow forward four go happy house learn left marvin nine no "
+    "off on one right seven sheila six stop three tree two up visual wow yes zero"
 ).split()
 SHARE = 0.1  # of the wanted clips, each for unknown and for silence
 
@@ -83,18 +83,19 @@ def select(corpus, task, split, seed=0):
     known = np.isin(corpus.words, [w for w in labels if w not in (UNKNOWN, SILENCE)])
     rows = np.flatnonzero(inside & known)
     if not len(rows):
-        raise KwsError(f"corpus {corpus.root} has no {split} clips of the task's words; take another split or more clips")
+        raise KwsError(f"corpus {corpus.root} has no {split} clips of these words; take others")
     share, quiet = math.ceil(SHARE * len(rows)), 0
     if UNKNOWN in labels:
         others = np.flatnonzero(inside & ~known)
         if not len(others):
-            raise KwsError(f"corpus {corpus.root} has no other words in {split} for {UNKNOWN}; leave it out of the task")
+            raise KwsError(f"corpus {corpus.root} has no other words in {split} for {UNKNOWN}; drop that")
         rows = np.sort(np.concatenate([rows, rng.permutation(others)[:share]]))
     if SILENCE in labels:
         noise, quiet = noise_of(corpus, split), share
     waves = np.empty((len(rows) + quiet, CLIP), np.int16)
-    np.take(corpus.waves, rows, axis=0, out=waves[: len(rows)], mode="clip")  # any other mode would copy twice
-    targets = [place.get(word, place.get(UNKNOWN)) for word in corpus.words[rows].tolist()] + [place.get(SILENCE)] * quiet
+    np.take(corpus.waves, rows, axis=0, out=waves[: len(rows)], mode="clip")  # other modes copy twice
+    targets = [place.get(word, place.get(UNKNOWN)) for word in corpus.words[rows].tolist()]
+    targets += [place.get(SILENCE)] * quiet
     paths = corpus.paths[rows].tolist()
     for i in range(len(rows), len(waves)):
         piece, start = rng.integers(len(noise)), rng.integers(noise.shape[1] - CLIP + 1)
