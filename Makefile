@@ -30,11 +30,13 @@ repro: profile $(READY)  ## repeat the runs, tables and figures: PROFILE=quick (
 test: $(READY)  ## run the tests and the notebooks
 	$(RUN) pytest --nbval --nbval-current-env --durations=10 -q tests $(wildcard notebooks)
 
-figures: $(READY)  ## draw the tables and figures again from the committed results
+figures: profile $(READY)  ## draw the tables and figures again from the committed results, as PROFILE says
 	mkdir -p tmp
-	$(RUN) papermill --kernel python3 --cwd notebooks notebooks/04*.ipynb tmp/figures.ipynb
+	$(RUN) papermill --kernel python3 --no-progress-bar --cwd notebooks notebooks/04_paper.ipynb tmp/figures.ipynb \
+		-p params ../$(dir $(PIPELINE_$(PROFILE)))params.yaml -p out ..
 
-readme: figures  ## write the README's tables again from the committed results
+readme: $(READY)  ## write the README's tables and numbers again from the committed results
+	$(RUN) kwslib.tables --results results/quick results/subset --out tmp/tables --readme README.md
 
 lock:  ## resolve pyproject.toml into requirements.txt; UPGRADE=--upgrade takes newer releases
 	@test -x $(VENV)/bin/uv || { $(NEW_VENV); }

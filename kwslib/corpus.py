@@ -21,6 +21,7 @@ import threading
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -229,6 +230,9 @@ def _decoded(source, pieces, workers):
             if not waiting:
                 return
             yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise KwsError("the workers that decode clips could not start or were killed; in a script, call pack under "
+                       "`if __name__ == '__main__':`, and mind the memory") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

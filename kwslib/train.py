@@ -33,7 +33,7 @@ from kwslib.features import Normalise
 from kwslib.io import KwsError, cli, read_json, replacing, write_csv
 from kwslib.models import build
 from kwslib.spotter import frontend_of, save_checkpoint
-from kwslib.tasks import select
+from kwslib.tasks import noise_of, select
 
 
 def train(config, progress=True):
@@ -81,7 +81,7 @@ def train(config, progress=True):
         card["normalisation"] = {"mean": normalise.mean, "std": normalise.std}
     normalise = Normalise(**card["normalisation"])
 
-    background = torch.from_numpy(corpus.noise) if config.background_snr else None
+    background = torch.from_numpy(noise_of(corpus, "training").flatten()) if config.background_snr else None
     augment = Augment(config.shift_ms, config.noise, config.stretch, background, config.background_snr,
                       config.background_probability)
     mask = SpecMask(config.freq_mask, config.time_mask)
