@@ -64,7 +64,7 @@ class Augment:
         samples = torch.full((n,), size) if samples is None else samples.cpu()
         if "tempo" in draw:
             waves = tempo(waves, draw["tempo"])
-            samples = (samples / draw["tempo"]).long()
+            samples = (samples / draw["tempo"]).long().clamp(max=size)
         if "shift" in draw:
             padded = F.pad(waves, (self.shift, self.shift))
             starts = (self.shift - draw["shift"]).to(waves.device)

@@ -71,7 +71,7 @@ def checked(name, value, kind):
         if option is list and isinstance(value, (list, tuple)):
             return list(value)
         if option in (int, float) and not isinstance(value, bool):
-            if isinstance(value, (int, float)) and (option is float or value == int(value)):
+            if isinstance(value, (int, float)) and (option is float or float(value).is_integer()):
                 return option(value)
         if option is str and isinstance(value, (str, Path)):
             return str(value)
@@ -91,27 +91,31 @@ def parse_yaml(text):
             first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
             for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
-    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true|false|True|False"), list("tfTF"))
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|false|True|False)$"), list("tfTF"))
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.nan"), list("-+.0123456789"))
+        r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.nan)$"), list("-+.0123456789"))
     try:
         return yaml.load(text, Loader)
     except yaml.YAMLError as e:
         raise KwsError(f"not valid YAML: {' '.join(str(e).split())}") from None
 
 
+def read_yaml(path, what, where):
+    """The `key: value` lines of a file as a dict. Raises KwsError, naming `what` it is and the path."""
+    try:
+        values = parse_yaml(Path(path).read_text()) or {}
+    except FileNotFoundError:
+        raise KwsError(f"{what} {path} does not exist; {where}") from None
+    except (KwsError, OSError, UnicodeDecodeError) as e:
+        raise KwsError(f"{what} {path} cannot be read: {e}") from None
+    if not isinstance(values, dict):
+        raise KwsError(f"{what} {path} must hold `key: value` lines")
+    return values
+
+
 def load_config(path=None, **overrides):
     """Config from a YAML file, then `overrides`. Raises KwsError for a bad file, an unknown key or a wrong type."""
-    values = {}
-    if path is not None:
-        try:
-            values = parse_yaml(Path(path).read_text()) or {}
-        except FileNotFoundError:
-            raise KwsError(f"config {path} does not exist; the recipes are in configs/") from None
-        except (KwsError, UnicodeDecodeError) as e:
-            raise KwsError(f"config {path} cannot be read: {e}") from None
-        if not isinstance(values, dict):
-            raise KwsError(f"config {path} must hold `key: value` lines")
+    values = {} if path is None else read_yaml(path, "config", "the recipes are in configs/")
     values = {**values, **overrides}
     known = [f.name for f in dataclasses.fields(Config)]
     for key in values:
@@ -134,7 +138,10 @@ def parse_overrides(arguments):
             if not rest:
                 raise KwsError(f"--{key} needs a value")
             value = rest.pop(0)
-        overrides[key.replace("-", "_")] = parse_yaml(value)
+        try:
+            overrides[key.replace("-", "_")] = parse_yaml(value)
+        except KwsError as e:
+            raise KwsError(f"--{key} {value}: {e}") from None
     return overrides
 
 
@@ -150,10 +157,7 @@ class Profile:
             "train": dict, "benchmark": dict}
 
     def __init__(self, path, root="."):
-        try:
-            values = parse_yaml(Path(path).read_text()) or {}
-        except FileNotFoundError:
-            raise KwsError(f"parameter file {path} does not exist; the profiles are params.yaml and profiles/") from None
+        values = read_yaml(path, "parameter file", "the profiles are params.yaml and profiles/")
         for key, kind in self.KEYS.items():
             if not isinstance(values.get(key), kind):
                 raise KwsError(f"parameter file {path}: key {key} is {values.get(key)!r}, which is missing or of the wrong type")

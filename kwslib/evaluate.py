@@ -16,7 +16,7 @@ import torch
 
 from kwslib.corpus import load_corpus
 from kwslib.features import to_float
-from kwslib.io import KwsError, cli, machine, write_json
+from kwslib.io import KwsError, cli, machine, replacing, write_json
 from kwslib.metrics import accuracy, report
 from kwslib.models import count_macs, count_parameters
 from kwslib.spotter import load
@@ -55,8 +55,8 @@ def test(checkpoint, corpus, results, profile=None, device="cpu"):
     history = Path(checkpoint)
     history = (history if history.is_dir() else history.parent) / "history.csv"
     if history.exists():
-        (results / "history").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(history, results / "history" / f"{card['model']}-{seed}.csv")
+        with replacing(results / "history" / f"{card['model']}-{seed}.csv") as scratch:
+            shutil.copyfile(history, scratch)
     return result
 
 

@@ -115,7 +115,8 @@ def cli(main):
     except KwsError as e:
         message = str(e)
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR):
+        if e.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR,
+                           errno.EEXIST, errno.EISDIR):
             raise
         mend = "free some space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a folder you may write to"
         message = f"cannot write {e.filename or 'the output'}: {e.strerror}; {mend}"

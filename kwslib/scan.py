@@ -30,7 +30,6 @@ other implementation is tested against; scan_cpu.py holds the fused one for proc
 
 from __future__ import annotations
 
-from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -81,10 +80,10 @@ def reference_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_
         delta = F.softplus(delta, threshold=20)
     h = x.new_zeros(x.shape[0], *A.shape) if initial_state is None else initial_state.to(compute)
     ys = []
-    for t in range(x.shape[1]):
-        decay = torch.exp(delta[:, t, :, None] * A)  # (b, d, n)
-        h = decay * h + (delta[:, t] * x[:, t])[:, :, None] * B[:, t, None, :]
-        ys.append((h * C[:, t, None, :]).sum(-1))
+    for xt, dt, Bt, Ct in zip(x.unbind(1), delta.unbind(1), B.unbind(1), C.unbind(1)):
+        decay = torch.exp(dt[:, :, None] * A)  # (b, d, n)
+        h = decay * h + (dt * xt)[:, :, None] * Bt[:, None, :]
+        ys.append((h * Ct[:, None, :]).sum(-1))
     y = torch.stack(ys, dim=1)
     if D is not None:
         y = y + D.to(compute) * x
@@ -99,16 +98,12 @@ def _cpu_scan(*arguments):
     return cpu_scan(*arguments)
 
 
-@lru_cache
-def _has(module):
-    return find_spec(module) is not None
-
-
+_NUMBA = find_spec("numba") is not None
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _fits_cpu(tensors):
-    return _has("numba") and all(t.device.type == "cpu" and t.dtype in _CPU_DTYPES for t in tensors)
+    return _NUMBA and all([t.is_cpu and t.dtype in _CPU_DTYPES for t in tensors])
 
 
 # name: (does it take these tensors?, function of reference_scan's arguments); the fastest first

@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch.autograd.function import once_differentiable
 
-from kwslib.scan_kernels import CHUNK, WIDTH, backward_rows, backward_task, forward_rows, forward_task
+from kwslib.scan_kernels import CHUNK, WIDTH, backward_task, forward_task, scratch_rows
 
-SERIAL = 1 << 17  # batch x length x channels x state below which waking a thread costs more than it saves
+SERIAL = 1 << 19  # batch x length x channels x state below which waking a thread costs more than it saves
 
 
 def cpu_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
@@ -41,35 +41,37 @@ def cpu_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
 
 
 def _forward(u, delta, A, B, C, D, z, bias, initial, softplus, keep):
-    """-> y (b, l, d), last_state (b, d, n), kept: h at the start of every chunk but the first (b, chunks, n, d)."""
+    """-> y (b, l, d), last_state (b, d, n), and kept: h before each chunk but the first (b, chunks, n, d)."""
     y, last, kept = _forward_fake(u, delta, A, B, C, D, z, bias, initial, softplus, keep)
     tensors = _unit_stride(u, delta, A, B, C, D, z, bias, initial)
-    _run(forward_task, forward_rows, *tensors, softplus, kept, (y, last))
+    _run(forward_task, *tensors, softplus, kept, (y, last))
     return y, last, kept
 
 
 def _forward_fake(u, delta, A, B, C, D, z, bias, initial, softplus, keep):
     (batch, length, channels), state = u.shape, A.shape[1]
-    return (torch.empty(u.shape, device=u.device), torch.empty((batch, channels, state), device=u.device),
-            torch.empty((batch, (length - 1) // CHUNK if keep else 0, state, channels), device=u.device))  # fmt: skip
+    # Two more than needed, never touched: torch.export takes a size of 0 or 1 as a bound on the length.
+    chunks = (length - 1) // CHUNK + 2 if keep else 0
+    return (u.new_empty(batch, length, channels), u.new_empty(batch, channels, state),
+            u.new_empty(batch, chunks, state, channels))  # fmt: skip
 
 
 def _backward(u, delta, A, B, C, D, z, bias, initial, softplus, kept, grad_y, grad_last):
     """Gradients of the nine tensors; an empty one for each that is absent."""
     (batch, length, channels), state = u.shape, A.shape[1]
     clips, blocks = _parts(batch, length, channels, state)
-    du, ddelta, dz = u.new_empty(u.shape), u.new_empty(u.shape), u.new_empty(u.shape if z is not None else 0)
+    du, ddelta, dz, dinitial = (u.new_empty(0 if t is None else t.shape) for t in (u, delta, z, initial))
     dB, dC = u.new_empty(blocks, batch, length, state), u.new_empty(blocks, batch, length, state)
-    dA, dD, dbias = u.new_empty(clips, channels, state), u.new_empty(clips, channels), u.new_empty(clips, channels)
-    dinitial = torch.empty_like(initial, memory_format=torch.contiguous_format) if initial is not None else u.new_empty(0)
+    dA, dD, dbias = (u.new_empty(clips, channels, k) for k in (state, 1, 1))
     tensors = _unit_stride(u, delta, A, B, C, D, z, bias, initial)
     grad_y = grad_y.contiguous()
     grad_last = None if grad_last is None else grad_last.contiguous()
-    _run(backward_task, backward_rows, *tensors, softplus, kept,
+    _run(backward_task, *tensors, softplus, kept,
          (grad_y, grad_last, du, ddelta, dz, dB, dC, dA, dD, dbias, dinitial))  # fmt: skip
-    dA, dB, dC, dD, dbias = (t.sum(0) if t.shape[0] != 1 else t[0] for t in (dA, dB, dC, dD, dbias))
-    absent = u.new_empty(0)
-    return (du, ddelta, dA, dB, dC, absent if D is None else dD, dz, u.new_empty(0) if bias is None else dbias, dinitial)
+    dA, dB, dC, dD, dbias = (t[0] if len(t) == 1 else t.sum(0) for t in (dA, dB, dC, dD, dbias))
+    dD = u.new_empty(0) if D is None else dD[:, 0]
+    dbias = u.new_empty(0) if bias is None else dbias[:, 0]
+    return du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial
 
 
 def _backward_fake(u, delta, A, B, C, D, z, bias, initial, softplus, kept, grad_y, grad_last):
@@ -100,18 +102,22 @@ class _Scan(torch.autograd.Function):
         return _gradients(ctx, *gradients, backward=_backward)
 
 
-_INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor? initial, bool softplus"
-torch.library.custom_op("kwslib::scan", _forward, mutates_args=(),
-                        schema=f"({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor)").register_fake(_forward_fake)
+_INPUTS = ("Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, "
+           "Tensor? initial, bool softplus")  # fmt: skip
+_OPERATOR = torch.library.custom_op("kwslib::scan", _forward, mutates_args=(),
+    schema=f"({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor)")  # fmt: skip
+_OPERATOR.register_fake(_forward_fake)
+_OPERATOR.register_autograd(_gradients, setup_context=_save)
 torch.library.custom_op("kwslib::scan_backward", _backward, mutates_args=(),
-                        schema=f"({_INPUTS}, Tensor kept, Tensor grad_y, Tensor? grad_last) -> ({', '.join(9 * ['Tensor'])})",
-                        ).register_fake(_backward_fake)
-torch.library.register_autograd("kwslib::scan", _gradients, setup_context=_save)
+    schema=f"({_INPUTS}, Tensor kept, Tensor grad_y, Tensor? grad_last) -> ({', '.join(9 * ['Tensor'])})",
+).register_fake(_backward_fake)  # fmt: skip
 
 
-def _unit_stride(*tensors):
-    """Sequences need neighbouring channels (or states) side by side, all others are wanted contiguous."""
-    return [t if t is None or (t.stride(-1) == 1 if t.ndim == 3 else t.is_contiguous()) else t.contiguous() for t in tensors]
+def _unit_stride(u, delta, A, B, C, D, z, bias, initial):
+    """Sequences need neighbouring channels (or states) side by side; all else must be contiguous."""
+    u, delta, B, C, z = (t if t is None or t.stride(2) == 1 else t.contiguous() for t in (u, delta, B, C, z))
+    A, D, bias, initial = (None if t is None else t.contiguous() for t in (A, D, bias, initial))
+    return u, delta, A, B, C, D, z, bias, initial
 
 
 def _parts(batch, length, channels, state):
@@ -121,14 +127,15 @@ def _parts(batch, length, channels, state):
     return clips, min(threads // clips, (channels + WIDTH - 1) // WIDTH)
 
 
-def _run(task, rows, u, delta, A, B, C, D, z, bias, initial, softplus, kept, others):
+def _run(task, u, delta, A, B, C, D, z, bias, initial, softplus, kept, others):
     (batch, length, channels), state = u.shape, A.shape[1]
     parts = _parts(batch, length, channels, state)
     tasks = parts[0] * parts[1]
-    count = rows(state, length)
-    scratch = torch.empty(tasks * count * WIDTH)
-    arguments = (parts, (batch, length, channels, state), _sequence(u), _sequence(delta), _sequence(z), _sequence(B),
-                 _sequence(C), _address(A), _address(D), _address(bias), _address(initial), softplus, _address(kept),
+    count = scratch_rows(state, length)[task is backward_task]
+    scratch = u.new_empty(tasks * count * WIDTH)
+    sequences = map(_sequence, (u, delta, z, B, C))
+    addresses = map(_address, (A, D, bias, initial))
+    arguments = (parts, (batch, length, channels, state), *sequences, *addresses, softplus, _address(kept),
                  *map(_address, others), (scratch.data_ptr(), count))  # fmt: skip
     waiting = [_pool.submit(task, i, *arguments) for i in range(1, tasks)]
     task(0, *arguments)

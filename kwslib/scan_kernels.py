@@ -8,11 +8,10 @@ block of channels that fit the core's cache, as the paper's kernel keeps them in
 - Channels are the vector lanes. They are contiguous in layout "bld" and independent of each
   other, so every inner loop runs over a fixed WIDTH of them and LLVM turns it into vector code.
 - exp is the cost. Numba reaches no vectorised exp without Intel's SVML, so `_exp2` is a polynomial.
-- Backward needs the states again. Forward keeps h at the start of every CHUNK of steps (WIDTH x
-  state numbers per chunk); backward goes through the chunks from the last to the first and
-  recomputes the states of one at a time. Memory is CHUNK times below storing every state.
+- Backward needs the states again. Forward keeps h at the start of every CHUNK of steps; backward
+  goes through the chunks from the last to the first and recomputes the states of one at a time.
 
-scan_cpu.py allocates memory, cuts the work into tasks and makes the two tasks below one PyTorch operator.
+scan_cpu.py allocates memory, cuts the work into tasks and makes an operator of the two tasks below.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ CHUNK = 32  # steps between two kept states
 LOG2E, LN2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 LN2_HI, LN2_LO = np.float32(0.693145751953125), np.float32(1.428606765330187e-06)  # LN2 in two parts
 ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds a float32 to an integer, kept in its low bits
-ONE = np.float32(1)
+ZERO, ONE = np.float32(0), np.float32(1)
 # The flags let multiply-add fuse and sums be reordered. `reassoc` would undo the ROUND trick: only where it
 # is absent may that be used. None assumes away NaN or infinity. Division by zero gives infinity, as in NumPy.
 STRICT = {"fastmath": {"contract"}, "error_model": "numpy"}
@@ -36,7 +35,7 @@ SUMS = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
 
 
 class _NoAlias(Compiler):
-    """Promises LLVM that a function's arrays do not overlap: without that it leaves long loops unvectorised."""
+    """Promises LLVM that a function's arrays do not overlap: without that it leaves loops unvectorised."""
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -48,20 +47,18 @@ LANES = SUMS | {"pipeline_class": _NoAlias}  # for loops over the WIDTH channels
 
 @njit(**STRICT)
 def _exp2_parts(k, f):
-    """2**(k + f), where float32 k = integer + ROUND and |f| <= 0.5; the minimax polynomial's error is 2e-9."""
-    p = np.float32(1.53533610e-04)
-    p = p * f + np.float32(1.33988752e-03)
-    p = p * f + np.float32(9.61843737e-03)
-    p = p * f + np.float32(5.55033247e-02)
-    p = p * f + np.float32(2.40226479e-01)
-    p = p * f + np.float32(6.93147203e-01)
+    """2**(k + f), where k = an integer + ROUND and |f| <= 0.5; the minimax polynomial's error is 2e-9."""
+    p = np.float32(1.53533610e-04) * f + np.float32(1.33988752e-03)
+    p = (p * f + np.float32(9.61843737e-03)) * f + np.float32(5.55033247e-02)
+    p = (p * f + np.float32(2.40226479e-01)) * f + np.float32(6.93147203e-01)
     p = p * f + ONE
-    return p * np.int32((np.float32(k).view(np.int32) << 23) + 0x3F800000).view(np.float32)  # integer k becomes the exponent
+    power = np.int32((np.float32(k).view(np.int32) << 23) + 0x3F800000)  # k moves to the exponent's bits
+    return p * power.view(np.float32)
 
 
 @njit(**STRICT)
 def _exp2(x):
-    """2**x in float32: 0 below -127, infinity above 128, NaN for NaN."""
+    """2**x in float32: 0 below -126.5, infinity above 127.5, NaN for NaN."""
     x = np.float32(-127) if x < np.float32(-127) else x
     x = np.float32(128) if x > np.float32(128) else x
     k = x + ROUND
@@ -70,7 +67,7 @@ def _exp2(x):
 
 @njit(**STRICT)
 def _exp(x):
-    """e**x in float32: 0 below -88, infinity above 88.4, NaN for NaN."""
+    """e**x in float32: 0 below -87.7, infinity above 88.3, NaN for NaN."""
     x = np.float32(-88) if x < np.float32(-88) else x
     x = np.float32(88.5) if x > np.float32(88.5) else x
     k = x * LOG2E + ROUND
@@ -85,14 +82,12 @@ def _sigmoid(x):
 
 @njit(**STRICT)
 def _softplus(x):
-    """log(1 + e**x) = max(x, 0) + log1p(v) with v = e**-|x|; log1p(v) = 2 artanh(s), s = v / (2 + v) <= 1/3."""
+    """log(1 + e**x) = max(x, 0) + log1p(v), v = e**-|x|; log1p(v) = 2 artanh(s), s = v / (2 + v) <= 1/3."""
     v = _exp(-abs(x))
     s = v / (np.float32(2) + v)
     q = s * s
-    p = np.float32(0.12144787)
-    p = p * q + np.float32(0.10715368)
-    p = p * q + np.float32(0.14308299)
-    p = p * q + np.float32(0.19999444)
+    p = np.float32(0.12144787) * q + np.float32(0.10715368)
+    p = (p * q + np.float32(0.14308299)) * q + np.float32(0.19999444)
     p = p * q + np.float32(0.33333338)
     return (x if x > 0 else np.float32(0)) + np.float32(2) * (s + s * q * p)
 
@@ -113,7 +108,7 @@ def _prepare(u, raw, dt, du, out, skip, shift, softplus):
 
 @njit(**LANES)
 def _step(h, decay, dt, du, b, c, out):
-    """One step of one state, and what the output reads from it. `decay` is A log2(e): exp(ΔA) = 2**(Δ decay)."""
+    """One step of one state, read out into `out`. `decay` is A log2(e): exp(ΔA) = 2**(Δ decay)."""
     for j in range(WIDTH):
         h[j] = _exp2(dt[j] * decay[j]) * h[j] + du[j] * b
         out[j] += h[j] * c
@@ -130,8 +125,8 @@ def _step_kept(h, next_h, a, decay, dt, du, b, c, out):
 
 @njit(**LANES)
 def _step_back(h, next_h, a, decay, dt, du, b, c, g, dh, ddu, ddecay, slope):
-    """Gradients through one step from g = dL/dy and dh; returns those of b and c, summed over the channels."""
-    db, dc = np.float32(0), np.float32(0)
+    """Gradients through one step from g = dL/dy and dh; returns those of b and c (sums over channels)."""
+    db, dc = ZERO, ZERO
     for j in range(WIDTH):
         d = dh[j] + g[j] * c
         dc += g[j] * next_h[j]
@@ -147,7 +142,7 @@ def _step_back(h, next_h, a, decay, dt, du, b, c, g, dh, ddu, ddecay, slope):
 
 @njit(**LANES)
 def _finish_back(u, raw, dt, g, skip, ddu, ddelta, sum_skip, sum_shift, softplus):
-    """From dL/d(Δu) in `ddu` and the sum of dL/d(ΔA) decay in `ddelta`: gradients of u and delta, in place."""
+    """Gradients of u and delta in place of dL/d(Δu), in `ddu`, and the sum of dL/d(ΔA) decay, in `ddelta`."""
     for j in range(WIDTH):
         ddelta[j] = ddelta[j] * LN2 + ddu[j] * u[j]
         ddu[j] = ddu[j] * dt[j] + g[j] * skip[j]
@@ -161,7 +156,7 @@ def _finish_back(u, raw, dt, g, skip, ddu, ddelta, sum_skip, sum_shift, softplus
 
 @intrinsic
 def _pointer(context, address):
-    """An address as a pointer to float32. Tensors enter by address: cheap, and no reference counts in loops."""
+    """An address as a pointer to float32: tensors enter by address, so loops count no references."""
 
     def generate(context, builder, signature, args):
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
@@ -183,7 +178,7 @@ def _scratch(address, first, count):
 
 @njit(**STRICT)
 def _load(row, address, offset, count):
-    """Copy `count` numbers into a scratch row, zeros behind; all zeros where the tensor is absent (address 0)."""
+    """Copy `count` numbers into a scratch row, zeros behind; only zeros for an absent tensor (address 0)."""
     source = _row(address, offset, count)
     count = 0 if address == 0 else count
     for j in range(count):
@@ -221,25 +216,22 @@ def _store_states(h, address, offset, width, state):
 
 @njit(**STRICT)
 def _share(task, parts, batch, channels):
-    """The clips and the blocks of channels that are this task's: first clip, last + 1, first block, last + 1."""
+    """This task's clips and blocks of channels: first clip, last + 1, first block, last + 1."""
     clip, block, blocks = task // parts[1], task % parts[1], (channels + WIDTH - 1) // WIDTH
     return (clip * batch // parts[0], (clip + 1) * batch // parts[0],
             block * blocks // parts[1], (block + 1) * blocks // parts[1])  # fmt: skip
 
 
-def forward_rows(state, length):
-    """Scratch rows of a forward task."""
-    return 8 + 2 * state
-
-
 @njit(cache=True, nogil=True, **STRICT)
-def forward_task(task, parts, sizes, u, delta, z, B, C, A, D, bias, initial, softplus, kept, y, last, scratch):
+def forward_task(task, parts, sizes, u, delta, z, B, C, A, D, bias, initial, softplus, kept,
+                 y, last, scratch):  # fmt: skip
     """Sequences come as (address, batch stride, step stride), the rest as addresses of contiguous tensors."""
     batch, length, channels, state = sizes
     first_clip, end_clip, first_block, end_block = _share(task, parts, batch, channels)
     mine = scratch[0] + 4 * WIDTH * task * scratch[1]  # scratch: address and rows for each task
     rows, h, decay = _scratch(mine, 0, 8), _scratch(mine, 8, state), _scratch(mine, 8 + state, state)
-    x, raw, dt, du, out, gate, skip, shift = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5], rows[6], rows[7]
+    x, raw, dt, du = rows[0], rows[1], rows[2], rows[3]
+    out, gate, skip, shift = rows[4], rows[5], rows[6], rows[7]
     for block in range(first_block, end_block):
         c = block * WIDTH
         width = min(WIDTH, channels - c)
@@ -268,15 +260,15 @@ def forward_task(task, parts, sizes, u, delta, z, B, C, A, D, bias, initial, sof
             _store_states(h, last, (clip * channels + c) * state, width, state)
 
 
-def backward_rows(state, length):
-    """Scratch rows of a backward task."""
+def scratch_rows(state, length):
+    """Rows of scratch memory for each task: forward, backward."""
     steps = min(length, CHUNK)
-    return 9 + 3 * state + 4 * steps + (2 * steps + 1) * state
+    return 8 + 2 * state, 9 + 3 * state + 4 * steps + (2 * steps + 1) * state
 
 
 @njit(cache=True, nogil=True, **STRICT)
-def backward_task(task, parts, sizes, u, delta, z, B, C, A, D, bias, initial, softplus, kept, grad_y, grad_last,
-                   du_, ddelta_, dz_, dB, dC, dA, dD, dbias, dinitial, scratch):  # fmt: skip
+def backward_task(task, parts, sizes, u, delta, z, B, C, A, D, bias, initial, softplus, kept,
+                  g_y, g_last, du_, ddelta_, dz_, dB, dC, dA, dD, dbias, dinitial, scratch):  # fmt: skip
     """The same share of the gradients: the adjoint state dh runs from the last step to the first."""
     batch, length, channels, state = sizes
     first_clip, end_clip, first_block, end_block = _share(task, parts, batch, channels)
@@ -288,18 +280,16 @@ def backward_task(task, parts, sizes, u, delta, z, B, C, A, D, bias, initial, so
     decay, dh, slope = states[:state], states[state : 2 * state], states[2 * state :]
     inputs = _scratch(mine, 9 + 3 * state, 4 * steps)  # by step: u, delta + bias, Δ, dL/dy before the gate
     past = _scratch(mine, 9 + 3 * state + 4 * steps, (2 * steps + 1) * state)
-    a, h = past[: steps * state], past[steps * state :]  # exp(ΔA) and h before each step (and after the last)
+    a, h = past[: steps * state], past[steps * state :]  # exp(ΔA); h before each step and after the last
     for block in range(first_block, end_block):
         c = block * WIDTH
         width = min(WIDTH, channels - c)
         _load_states(decay, A, c * state, width, state, LOG2E)
         _load(skip, D, c, width)
         _load(shift, bias, c, width)
-        sum_skip[:] = 0
-        sum_shift[:] = 0
-        slope[:] = 0
+        sum_skip[:], sum_shift[:], slope[:, :] = ZERO, ZERO, ZERO
         for clip in range(first_clip, end_clip):
-            _load_states(dh, grad_last, (clip * channels + c) * state, width, state, ONE)
+            _load_states(dh, g_last, (clip * channels + c) * state, width, state, ONE)
             chunks = (length - 1) // CHUNK
             for chunk in range(chunks, -1, -1):
                 start = chunk * CHUNK
@@ -315,7 +305,7 @@ def backward_task(task, parts, sizes, u, delta, z, B, C, A, D, bias, initial, so
                     x, raw, dt, g = inputs[4 * k], inputs[4 * k + 1], inputs[4 * k + 2], inputs[4 * k + 3]
                     _load(x, u[0], clip * u[1] + t * u[2] + c, width)
                     _load(raw, delta[0], clip * delta[1] + t * delta[2] + c, width)
-                    _load(g, grad_y, here, width)
+                    _load(g, g_y, here, width)
                     _prepare(x, raw, dt, du, out, skip, shift, softplus)
                     Bt = _row(B[0], clip * B[1] + t * B[2], state)
                     Ct = _row(C[0], clip * C[1] + t * C[2], state)
@@ -335,8 +325,7 @@ def backward_task(task, parts, sizes, u, delta, z, B, C, A, D, bias, initial, so
                     x, raw, dt, g = inputs[4 * k], inputs[4 * k + 1], inputs[4 * k + 2], inputs[4 * k + 3]
                     for j in range(WIDTH):
                         du[j] = dt[j] * x[j]
-                    ddu[:] = 0
-                    ddelta[:] = 0
+                    ddu[:], ddelta[:] = ZERO, ZERO
                     Bt = _row(B[0], clip * B[1] + t * B[2], state)
                     Ct = _row(C[0], clip * C[1] + t * C[2], state)
                     row = (((task % parts[1]) * batch + clip) * length + t) * state

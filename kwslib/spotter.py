@@ -14,17 +14,18 @@ import torch.nn.functional as F
 
 from kwslib.features import Normalise, WaveToSpec
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError, replacing, write_json
-from kwslib.models import build, features_of
+from kwslib.models import MODELS, build, features_of
 
 
 def save_checkpoint(path, weights, card):
     """Write `weights` (a state dict) and `card` (what `load` needs, as JSON) to `path`, atomically."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     weights = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
-    with replacing(path) as scratch:
-        save_file(weights, scratch, metadata={"kwslib": json.dumps(card)})
     write_json(Path(path).with_suffix(".json"), card)
+    with replacing(path) as scratch:
+        # not save_file: on a full disk that raises an error of its own, which is no OSError
+        scratch.write_bytes(save(weights, metadata={"kwslib": json.dumps(card)}))
 
 
 def read_checkpoint(path):
@@ -42,9 +43,9 @@ def read_checkpoint(path):
             card = json.loads((f.metadata() or {}).get("kwslib", "null"))
             weights = {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, OSError, ValueError) as e:
-        raise KwsError(f"checkpoint {path} is not a readable safetensors file ({e}); fetch or train it again") from None
-    if card is None:
-        raise KwsError(f"checkpoint {path} was not written by kwslib: its header names no model; "
+        raise KwsError(f"checkpoint {path} is not a readable safetensors file ({e}); delete it, then fetch or train it again") from None
+    if not isinstance(card, dict) or not {"model", "labels", "features", "normalisation"} <= card.keys():
+        raise KwsError(f"checkpoint {path} was not written by kwslib: its header describes no model; "
                        "train one with python -m kwslib.train")
     return weights, card
 
@@ -57,6 +58,8 @@ def frontend_of(config):
 def load(checkpoint, device="cpu"):
     """KeywordSpotter from a checkpoint. Raises KwsError where weights and card are of different models."""
     weights, card = read_checkpoint(checkpoint)
+    if card["model"] not in MODELS:
+        raise KwsError(f"checkpoint {checkpoint} is of model {card['model']!r}, which this version of kwslib lacks")
     model = build(card["model"], len(card["labels"]))
     expected = model.state_dict()
     wrong = [k for k in {*weights, *expected}
@@ -93,10 +96,11 @@ class KeywordSpotter:
         the surest of the one-second windows, a quarter of a second apart, answers.
         """
         wave = self.one_channel(wave, sample_rate)
-        starts = range(0, max(len(wave) - CLIP, 0) + 1, SAMPLE_RATE // 4)
+        last = max(len(wave) - CLIP, 0)
+        starts = [*range(0, last, SAMPLE_RATE // 4), last]  # the last window ends where the recording does
         windows = torch.stack([F.pad(w, (0, CLIP - len(w))) for w in (wave[s:s + CLIP] for s in starts)])
         samples = torch.tensor([min(len(wave) - s, CLIP) for s in starts])
-        p = self.logits(windows, samples).softmax(1).cpu()
+        p = torch.cat([self.logits(w, s).softmax(1).cpu() for w, s in zip(windows.split(64), samples.split(64))])
         best = p[p.max(1).values.argmax()]
         order = best.argsort(descending=True, stable=True)
         return [(self.labels[i], float(best[i])) for i in order]
@@ -115,11 +119,12 @@ class KeywordSpotter:
                 raise KwsError(f"{wave} does not exist; give the path of an audio file")
             try:
                 wave, sample_rate = soundfile.read(str(wave), dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as e:
-                raise KwsError(f"{name} cannot be read as audio ({e.error_string}); give wav, flac, ogg or mp3") from None
+            except (soundfile.LibsndfileError, TypeError) as e:  # TypeError: a name ending in .raw
+                reason = getattr(e, "error_string", e)
+                raise KwsError(f"{name} cannot be read as audio ({reason}); give wav, flac, ogg or mp3") from None
             wave = wave.T
-        elif sample_rate is None:
-            raise KwsError("predict needs the sample_rate of the samples it is given, in Hz")
+        elif sample_rate is None or sample_rate < 1:
+            raise KwsError(f"sample_rate is {sample_rate}; predict needs the rate of the samples it is given, in Hz")
         wave = torch.as_tensor(wave)
         if not wave.is_floating_point():
             wave = wave.float() / torch.iinfo(wave.dtype).max

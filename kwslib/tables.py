@@ -71,15 +71,23 @@ def corpus_name(runs):
     return f"synthetic corpus “{corpus['name']}”" if corpus.get("synthetic") else corpus["name"]
 
 
+def source(runs):
+    """Caption part: the corpus and its licence notice."""
+    corpus = runs[0]["corpus"]
+    credit = "Not speech" if corpus["synthetic"] else corpus.get("attribution") or corpus["licence"]
+    return f"Corpus: {corpus_name(runs)}. {credit.rstrip('.')}."
+
+
 def describe(runs):
-    """Caption part: corpus, licence notice, n, seeds, meaning of the interval."""
+    """Caption part: corpus, n, seeds, meaning of the interval."""
     if not runs:
         return "No run has finished yet."
-    corpus, test, seeds = runs[0]["corpus"], runs[0]["test"], {run["seed"] for run in runs}
-    notice = "Not speech" if corpus["synthetic"] else (corpus.get("attribution") or corpus["licence"]).rstrip(".")
-    spread = "mean ± standard deviation over seeds" if len(seeds) > 1 else "one seed"
-    return (f"Corpus: {corpus_name(runs)}. {notice}. n = {test['n']:,} test clips of {test['speakers']:,} speakers, "
-            f"{len(runs[0]['labels'])} classes; {spread}; 95 % intervals over the choice of speakers.")
+    test, epochs = runs[0]["test"], sorted({run["training"]["epochs"] for run in runs})
+    several = len({run["seed"] for run in runs}) > 1
+    return (f"{source(runs)} n = {test['n']:,} test clips of {test['speakers']:,} speakers, "
+            f"{len(runs[0]['labels'])} classes; {' or '.join(map(str, epochs))} epochs of training; "
+            f"{'mean ± standard deviation over seeds' if several else 'one seed'}; "
+            "95 % intervals over the choice of speakers.")
 
 
 def timed_on(benchmark):
@@ -121,12 +129,12 @@ def collect(runs, benchmark, claims):
     for model in dict.fromkeys(run["model"] for run in runs):
         own = [flat(run) for run in runs if run["model"] == model]
         accuracies, labels = [run["test.accuracy"] for run in own], own[0]["labels"]
-        facts.setdefault(model, {"name": model}).update({key: mean(run[key] for run in own) for key in AVERAGED})
-        facts[model] |= {
+        averages = {key: mean(run[key] for run in own) for key in AVERAGED}
+        facts[model] = facts.get(model, {"name": model}) | averages | {
             "std": stdev(accuracies) if len(own) > 1 else None, "seeds": len(own),
             "interval": [mean(run["test.interval"][i] for run in own) for i in (0, 1)],
             "counted": f"{own[0]['parameters']:,} ({len(labels)} classes)",
-            "training.minutes": facts[model]["training.seconds"] / 60}
+            "training.minutes": averages["training.seconds"] / 60}
     return facts
 
 
@@ -153,8 +161,8 @@ def table(rows, columns):
 
 def timing_columns(rows):
     """heading -> key of every latency, throughput and memory that was measured."""
-    words = {"gpu.": "GPU ", "latency_ms.": "latency_ms, threads ", "throughput.": "clips/s, batch ", "_ms": " (ms)",
-             "_mb": " (MB)", "_": " ", ".": " "}
+    words = {"gpu.": "GPU ", "latency_ms.": "latency (ms), threads ", "throughput.": "clips/s, batch ",
+             "_ms": " (ms)", "_mb": " (MB)", "_": " ", ".": " "}
     columns = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         if re.match(r"(gpu\.)?(\w+_ms\.|throughput|peak_mb)", key):
@@ -168,18 +176,19 @@ def build_tables(runs, benchmark, claims):
     about, timed, rows = describe(runs), timed_on(benchmark), list(facts.values())
     measured = {f"measured accuracy, {corpus} test (%)": "test.accuracy", "95 % interval": "interval"}
     timings = timing_columns(rows)
-    largest = [(f"CPU {heading}", key) for heading, key in timings.items() if key.startswith("throughput")][-1:]
+    fastest = [(f"CPU {heading}", key) for heading, key in timings.items() if key.startswith("throughput")]
     tables = {}
     tables["variants"] = table([row for row in rows if "reason" in row], {
         "model": "name", "claimed parameters": "claimed.parameters", "true parameters": "true",
         "counted here": "counted", "claimed accuracy, V2-35 validation (%)": "claimed.accuracy", **measured,
         "test clips": "test.n", "seeds": "seeds", "why they differ": "reason"}), (
-        f"Claimed beside measured. {paper['accuracy_kind']} {paper['labels']} Claimed and measured accuracy are of "
-        f"different clips: do not compare them. {about}")
+        f"Claimed beside measured. {paper['accuracy_kind']} {paper['labels']} Claimed and measured accuracy "
+        f"are of different clips: do not compare them. {about}")
     tables["comparison"] = table(rows, {
         "model": "name", "parameters": "parameters", "MACs, 1 s of audio (M)": "macs", **measured,
         f"macro-F1, {corpus} test (%)": "test.macro_f1", "CPU latency p50, 1 thread (ms)": "latency_ms.1.p50",
-        **dict(largest), "training clips/s": "training.clips_per_second", "training minutes": "training.minutes"}), (
+        **dict(fastest[-1:]), "training clips/s": "training.clips_per_second",
+        "training minutes": "training.minutes"}), (
         f"All models. {about} Latency: batch 1, features to logits. {timed}")
     tables["rivals"] = table(claims["rivals"], {
         "model": "model", "published parameters": "parameters", "published V2-35 test (%)": "v2_35",
@@ -188,27 +197,32 @@ def build_tables(runs, benchmark, claims):
     devices = dict.fromkeys(claim["device"] for claim in claims["latency"])
     tables["benchmark"] = table(rows, {"model": "name", **(timings or {"latency (ms)": "latency_ms"}), **{
         f"claimed, {device} (ms; clips/s)": f"claimed.{device}" for device in devices}}), (
-        "Latency (batch 1, features to logits unless named otherwise) and throughput. Claimed figures are of other "
-        f"machines, by a method that is not stated. {timed}")
+        "Latency (batch 1, features to logits unless named otherwise) and throughput. Claimed figures are of "
+        f"other machines, by a method that is not stated. {timed}")
     if run := chosen_run(runs):
         words = [{"word": word, **scores} for word, scores in run["test"]["per_word"].items()]
         tables["per_word"] = table(words, {
-            "word": "word", f"precision, {corpus} test (%)": "precision", f"recall, {corpus} test (%)": "recall",
-            "test clips": "n"}), (
-            f"Each word: {facts[run['model']]['name']}, seed {run['seed']}, best on validation. {describe([run])}")
+            "word": "word", f"precision, {corpus} test (%)": "precision",
+            f"recall, {corpus} test (%)": "recall", "test clips": "n"}), (
+            f"Each word: {facts[run['model']]['name']}, seed {run['seed']}, best on validation. "
+            f"{describe([run])}")
     if length := (benchmark or {}).get("length"):
-        ends = {0: length["seconds"][0], -1: length["seconds"][-1]}
-        cost = [facts[m] | {f"{u}{i}": v[u][i] for u in ("ms", "mb") for i in ends} for m, v in length["models"].items()]
+        first, last = length["seconds"][0], length["seconds"][-1]
+        cost = [facts[model] | {f"{unit} at {s}": values[unit][i] for unit in ("ms", "mb")
+                                for i, s in ((0, first), (-1, last))}
+                for model, values in length["models"].items()]
         tables["length"] = table(cost, {
-            "model": "name", "exponent of time": "length.exponent_time", "exponent of memory": "length.exponent_memory",
-            **{f"{unit} at {s} s": f"{unit.lower()}{i}" for unit in ("ms", "MB") for i, s in ends.items()}}), (
-            f"Cost against length of audio, {ends[0]} s to {ends[-1]} s, fitted as length to the power of the exponent "
-            f"(1: linear, 2: quadratic) over this range. {timed}")
+            "model": "name", "exponent of time": "length.exponent_time",
+            "exponent of memory": "length.exponent_memory", f"ms at {first} s": f"ms at {first}",
+            f"ms at {last} s": f"ms at {last}", f"MB at {first} s": f"mb at {first}",
+            f"MB at {last} s": f"mb at {last}"}), (
+            f"Cost against length of audio, {first} s to {last} s, fitted as length to the power of the "
+            f"exponent (1: linear, 2: quadratic) over this range. {timed}")
     return tables
 
 
 def readme_numbers(runs, benchmark, claims):
-    """KEY -> text of one number: corpus.testing, and model.key for the keys of `collect`, as in retnet.macs."""
+    """KEY -> text of one number: corpus.testing, and retnet.macs for each key of `collect`."""
     clips = flat(runs[0]["corpus"]["clips"], "corpus") if runs else {}
     facts = collect(runs, benchmark, claims) | {"": clips | {"corpus.name": corpus_name(runs)}}
     return {f"{m}.{key}".strip("."): shown(own, key) for m, own in facts.items() for key in own
@@ -231,8 +245,8 @@ def latex(df, name, caption):
     head, *rows = (" & ".join(map(escape, line)) + r" \\" for line in (df, *df.values))
     return "\n".join((
         r"\begin{table*}", r"\centering", rf"\caption{{{escape(caption)}}}", rf"\label{{tab:{name}}}",
-        r"\resizebox{\textwidth}{!}{%", rf"\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *rows,
-        r"\bottomrule", r"\end{tabular}}", r"\end{table*}", ""))
+        r"\resizebox{\textwidth}{!}{%", rf"\begin{{tabular}}{{{align}}}", r"\toprule", head,
+        r"\midrule", *rows, r"\bottomrule", r"\end{tabular}}", r"\end{table*}", ""))
 
 
 def write_table(df, folder, name, caption):

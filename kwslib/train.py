@@ -30,9 +30,9 @@ from kwslib.config import load_config, parse_overrides
 from kwslib.corpus import load_corpus
 from kwslib.data import Batches
 from kwslib.features import Normalise
-from kwslib.io import KwsError, cli, read_json, replacing, write_csv
+from kwslib.io import KwsError, cli, replacing, write_csv
 from kwslib.models import build
-from kwslib.spotter import frontend_of, save_checkpoint
+from kwslib.spotter import frontend_of, read_checkpoint, save_checkpoint
 from kwslib.tasks import noise_of, select
 
 
@@ -53,10 +53,12 @@ def train(config, progress=True):
     recipe = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "corpus", "device", "threads")}
     card = {"model": config.model, "recipe": recipe,
             "corpus": {k: corpus.card[k] for k in ("name", "source", "synthetic", "licence", "attribution", "checksum")}}
-    if checkpoint.exists() and checkpoint.with_suffix(".json").exists():
-        done = read_json(checkpoint.with_suffix(".json"), "checkpoint card")
+    out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is refused now, not after the first epoch
+    if checkpoint.exists():
+        done = read_checkpoint(checkpoint)[1]
         if done.get("finished") and same_run(done, card):
             say(f"{checkpoint} is trained already", rank)
+            resume.unlink(missing_ok=True)  # a run killed at its very last step leaves it
             return done
 
     training, validation = (select(corpus, config.task, s, config.seed) for s in ("training", "validation"))
@@ -124,8 +126,8 @@ def train(config, progress=True):
                                   "clips_per_second": sum(h["clips_per_second"] for h in run["history"]) / run["epoch"],
                                   "precision": "bf16" if autocast else "fp32", "processes": world},
                         finished=run["epoch"] == config.epochs)
-            save_checkpoint(checkpoint, best, card)
             write_csv(out / "history.csv", run["history"])
+            save_checkpoint(checkpoint, best, card)  # after the history: it says whether the run is finished
             if run["epoch"] < config.epochs:
                 save_resume(resume, run, model, best, optimizer)
     if rank == 0:
@@ -189,7 +191,7 @@ class Schedule:
     def __call__(self, step):
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.total - self.warmup)
+        done = (step + 1 - self.warmup) / max(1, self.total - self.warmup)  # 1 at the last step
         return self.peak * (self.final + (1 - self.final) * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
 
 
@@ -206,25 +208,28 @@ def same_run(saved, card):
 
 def save_resume(path, run, model, best, optimizer):
     """Everything the next epoch depends on, in one file, so that there is no moment at which parts disagree."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"best.{k}": v for k, v in best.items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"moments.{i}.{k}": v for k, v in state.items()}
     with replacing(path) as scratch:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, scratch,
-                  metadata={"run": json.dumps(run)})
+        scratch.write_bytes(save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+                                 metadata={"run": json.dumps(run)}))
 
 
 def load_resume(path, card):
     """What `save_resume` wrote, or None where there is nothing or it is of another recipe or corpus."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     if not path.exists():
         return None
-    with safe_open(str(path), "pt") as f:
-        run = json.loads(f.metadata()["run"])
-        tensors = {k: f.get_tensor(k) for k in f.keys()}
+    try:
+        with safe_open(str(path), "pt") as f:
+            run = json.loads(f.metadata()["run"])
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+    except (SafetensorError, KeyError, TypeError, ValueError) as e:
+        raise KwsError(f"resume file {path} is damaged ({e}); delete it to train from the start") from None
     if not same_run(run["card"], card):
         say(f"{path} is of another recipe or corpus; starting anew", 0)
         return None
@@ -247,6 +252,8 @@ def pick_device(name):
     """auto: CUDA where there is a GPU, else the CPU. Raises KwsError for a device this machine lacks."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise KwsError(f"device {name!r} is not known; set it to auto, cpu, cuda or mps")
     if name.startswith("cuda"):
         if not torch.cuda.is_available():
             raise KwsError("device is cuda but PyTorch sees no GPU here; set device to auto or cpu")

@@ -1,0 +1,188 @@
+"""Benchmark: the fit finds known exponents, the result file is whole and plausible, mistakes end in one sentence."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from kwslib import benchmark
+from kwslib.io import KwsError, cli, machine, read_json
+from kwslib.models import build, count_parameters
+from kwslib.spotter import save_checkpoint
+
+CPU = torch.device("cpu")
+LENGTHS = (1, 2, 4, 8, 16, 32, 64)
+
+
+class Tiny(nn.Module):
+    """Mean over the frames, then a linear layer: 205 parameters, 200 multiply-accumulates."""
+
+    def __init__(self):
+        super().__init__()
+        self.classify = nn.Linear(40, 5)
+
+    def forward(self, inputs, lengths=None):
+        return self.classify(inputs.mean(1))
+
+
+class Failing(Tiny):
+    """Counts fine (in the first pass), and then fails."""
+
+    passes = 0
+
+    def forward(self, inputs, lengths=None):
+        self.passes += 1
+        if self.passes > 1:
+            raise ValueError("no more")
+        return super().forward(inputs, lengths)
+
+
+@pytest.fixture
+def set_threads():
+    """torch.set_num_threads, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def check_entry(entry, threads, batches):
+    """Every key of a model's entry, with values that can be."""
+    assert set(entry) == {"parameters", "macs", "latency_ms", "repeats", "wave_to_label_ms", "features_ms", "throughput",
+                          "peak_mb", "peak_batch"}
+    assert entry["parameters"] > 0 and entry["macs"] > 0
+    assert list(entry["latency_ms"]) == list(entry["repeats"]) == threads
+    assert all(n >= 2 for n in entry["repeats"].values())
+    for times in entry["latency_ms"].values():
+        assert set(times) == {"p50", "p95", "p99"} and 0 < times["p50"] <= times["p95"] <= times["p99"]
+    for times in (entry["wave_to_label_ms"], entry["features_ms"]):
+        assert set(times) == {"p50", "p95"} and 0 < times["p50"] <= times["p95"]
+    assert list(entry["throughput"]) == [str(n) for n in batches] and all(x > 0 for x in entry["throughput"].values())
+    assert entry["peak_batch"] == batches[-1] and (entry["peak_mb"] is None or entry["peak_mb"] > 0)
+
+
+@pytest.mark.parametrize("exponent", (0.5, 1.0, 2.0))
+def test_fit_recovers_the_exponent(exponent):
+    assert benchmark.fit_exponent(LENGTHS, [3 * s**exponent for s in LENGTHS]) == pytest.approx(exponent)
+
+
+def test_fit_reads_only_the_longest_lengths():
+    assert benchmark.fit_exponent(LENGTHS, [9.0, 900.0, 0.5] + [s**2 for s in LENGTHS[3:]]) == pytest.approx(2)
+    assert benchmark.fit_exponent(LENGTHS, [9.0, 900.0] + [s**2 for s in LENGTHS[2:6]] + [None]) == pytest.approx(2)
+    mixed = benchmark.fit_exponent(LENGTHS, [64.0] * 5 + [32.0**2, 64.0**2])
+    assert 1 < mixed < 5, "lengths 8 and 16, at which the cost is flat, count too"
+
+
+def test_fit_needs_two_lengths():
+    assert benchmark.fit_exponent(LENGTHS, [None] * 6 + [5.0]) is None
+    assert benchmark.fit_exponent((1, 2), (0.0, 5.0)) is None
+
+
+def test_entry_of_a_bare_module(set_threads):
+    set_threads(2)
+    entry = benchmark.benchmark_model(Tiny(), seconds_budget=0.01, batches=(1, 4), features="mfcc")
+    check_entry(entry, ["1", "2"], (1, 4))
+    assert (entry["parameters"], entry["macs"]) == (205, 200)
+    assert torch.get_num_threads() == 2
+
+
+def test_threads_are_put_back_after_a_failure(set_threads):
+    set_threads(2)
+    with pytest.raises(ValueError, match="no more"):
+        benchmark.benchmark_model(Failing(), seconds_budget=0.01, features="mfcc")
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("resets", (True, False))
+def test_peak_memory_is_what_a_pass_takes(monkeypatch, resets):
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux can reset its high-water mark")
+    benchmark.peak_memory(lambda: None, CPU)  # the mark is now at what is in use
+    if not resets:
+        monkeypatch.setattr(benchmark.ctypes, "CDLL", lambda name: None)  # a C library without malloc_trim
+    assert 60 < benchmark.peak_memory(lambda: torch.ones(16_000_000).sum(), CPU) < 80  # 64 MB of float32
+
+
+def test_lengths_that_are_too_costly_are_null_with_a_reason(monkeypatch, set_threads):
+    set_threads(1)
+    limit = benchmark.expected_bytes("kwt_1", 2)
+    monkeypatch.setattr(benchmark, "MOST_MEMORY", limit)
+    result = benchmark.benchmark_length(["kwt_1"], (1, 2, 4), seconds_budget=0.01)
+    assert result["seconds"] == [1, 2, 4] and result["threads"] == 1
+    entry = result["models"]["kwt_1"]
+    assert entry["ms"][2] is None and entry["mb"][2] is None and entry["missing"]["4"].startswith("not run")
+    assert all(ms > 0 for ms in entry["ms"][:2]) and entry["fitted_over"] == [1, 2]
+    assert isinstance(entry["exponent_time"], float)
+
+
+def test_memory_that_does_not_show_is_null_with_a_reason(monkeypatch, set_threads):
+    set_threads(1)
+    monkeypatch.setattr(benchmark, "peak_memory", lambda run, device: None)
+    entry = benchmark.benchmark_length(["kwt_1"], (1, 2), seconds_budget=0.01)["models"]["kwt_1"]
+    assert entry["mb"] == [None, None] and set(entry["missing"]) == {"1", "2"}
+    assert entry["exponent_memory"] is None and isinstance(entry["exponent_time"], float)
+
+
+def test_by_default_no_length_is_left_out():
+    for name in benchmark.LENGTH_MODELS:
+        assert benchmark.expected_bytes(name, benchmark.SECONDS[-1]) < benchmark.MOST_MEMORY < 5e9
+
+
+def test_result_file(tmp_path, set_threads):
+    set_threads(1)
+    out, shown = tmp_path / "results" / "benchmark.json", []
+    result = benchmark.run("kwt_1,keyword_cnn", out, n_classes=12, small=True, show=lambda title, entry: shown.append(title))
+    assert read_json(out) == result
+    assert set(result) == {"machine", "n_classes", "models", "gpu", "length"}
+    assert set(result["machine"]) == set(machine()) and result["n_classes"] == 12
+    assert list(result["models"]) == ["kwt_1", "keyword_cnn"]
+    for name, entry in result["models"].items():
+        check_entry(entry, ["1"], (1, 2))
+        assert entry["parameters"] == count_parameters(build(name, 12))
+    assert list(result["length"]["models"]) == ["kwt_1"]
+    entry = result["length"]["models"]["kwt_1"]
+    assert len(entry["ms"]) == len(entry["mb"]) == len(result["length"]["seconds"]) and all(ms > 0 for ms in entry["ms"])
+    assert set(entry) == {"ms", "mb", "missing", "exponent_time", "exponent_memory", "fitted_over"}
+    assert (result["gpu"] is not None) == torch.cuda.is_available()
+    assert shown[:2] == ["kwt_1 on cpu", "keyword_cnn on cpu"]
+
+
+@pytest.mark.parametrize("mistake, sentence", [
+    ({"names": "kwt_1,kwt_9"}, "'kwt_9' is unknown"),
+    ({"names": ""}, "is unknown"),
+    ({"names": ["kwt_1"], "n_classes": 0}, "n_classes is 0"),
+    ({"names": ["kwt_1"], "seconds_budget": 0}, "above 0"),
+])
+def test_mistakes(mistake, sentence):
+    with pytest.raises(KwsError, match=sentence):
+        benchmark.run(**mistake)
+
+
+def test_command_line_times_a_checkpoint(tmp_path, capsys, set_threads):
+    set_threads(1)
+    card = {"model": "kwt_1", "labels": ["go", "left", "stop"], "features": {"kind": "mfcc"},
+            "normalisation": {"mean": -1.0, "std": 2.0}}
+    save_checkpoint(tmp_path / "model.safetensors", build("kwt_1", 3).state_dict(), card)
+    out = tmp_path / "timed.json"
+    with pytest.raises(SystemExit) as end:
+        cli(lambda: benchmark.main(["--model-path", str(tmp_path), "--small", "--out", str(out)]))
+    assert not end.value.code
+    printed, result = capsys.readouterr().out, read_json(out)
+    assert result["n_classes"] == 3 and list(result["models"]) == ["kwt_1"] and result["length"] is None
+    assert result["models"]["kwt_1"]["parameters"] == count_parameters(build("kwt_1", 3))
+    for expected in ("kwt_1 on cpu", "p50", "p99", "wave to label", "clips/s", f"{count_parameters(build('kwt_1', 3)):,}"):
+        assert expected in printed
+
+
+def test_command_line_without_a_checkpoint(root, tmp_path):
+    ended = subprocess.run([sys.executable, "-m", "kwslib.benchmark", "--model-path", str(tmp_path / "none")], cwd=root,
+                           capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stdout == ""
+    assert ended.stderr.count("\n") == 1 and "does not exist" in ended.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here")
+def test_entry_on_a_gpu():
+    entry = benchmark.benchmark_model(benchmark.spotter_of(Tiny(), "cuda", features="mfcc"), 0.01, (1, 4))
+    check_entry(entry, ["1"], (1, 4))

@@ -1,0 +1,325 @@
+"""Features, augmentation and data: torchaudio's numbers; a clip gets the same ones alone and in a batch."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from kwslib.augment import Augment, SpecMask, tempo, white
+from kwslib.data import Batches, SpeechCommands, collate_image, collate_seq
+from kwslib.features import Normalise, WaveToSpec, to_float
+from kwslib.io import KwsError
+from kwslib.tasks import Split
+
+RATE = 16000
+SMALL = dict(n_mels=40, n_fft=512, hop_length=320)
+EVERYTHING = dict(shift_ms=100, noise=(0.001, 0.01), stretch=(0.9, 1.1), background_snr=(0, 20),
+                  background=(np.random.default_rng(7).normal(0, 2000, 3 * RATE)).astype(np.int16))
+
+
+def tone(hz, samples=RATE, amplitude=0.3):
+    return amplitude * torch.sin(2 * torch.pi * hz * torch.arange(samples) / RATE)
+
+
+@pytest.fixture(scope="module")
+def waves():
+    """Four different clips, float (4, 16000)."""
+    g = torch.Generator().manual_seed(3)
+    noise = torch.randn(4, RATE, generator=g)
+    return torch.stack([tone(440), 0.2 * noise[1], tone(2000) + 0.01 * noise[2], 0.001 * noise[3]])
+
+
+@pytest.fixture(scope="module")
+def split(waves):
+    samples = torch.tensor([16000, 12000, 9000, 15999])
+    clips = (waves * 32767).round().short() * (torch.arange(RATE) < samples[:, None])
+    return Split(clips.short(), torch.tensor([2, 0, 1, 2]), samples, np.array(list("aabb")), np.array(list("wxyz")),
+                 ["down", "go", "up"])
+
+
+# -- features
+
+
+@pytest.mark.parametrize("options", [{}, SMALL], ids=["paper", "small"])
+def test_mel_is_torchaudio_s(waves, options):
+    from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
+
+    o = {"n_mels": 128, "n_fft": 2048, "hop_length": 256, **options}
+    theirs = torch.nn.Sequential(MelSpectrogram(RATE, power=2.0, pad_mode="constant", **o), AmplitudeToDB("power", 80.0))
+    ours = WaveToSpec(**options)(waves)
+    assert ours.dtype == torch.float32 and ours.shape == (4, 1 + RATE // o["hop_length"], o["n_mels"])
+    for clip, mel in zip(waves, ours):  # one by one: in a batch, torchaudio's floor is below the loudest clip's maximum
+        torch.testing.assert_close(mel, theirs(clip).T, atol=0.02, rtol=1e-4)
+        assert mel.max() - mel.min() <= 80.001
+
+
+def test_mfcc_is_torchaudio_s(waves):
+    from torchaudio.transforms import MFCC
+
+    theirs = MFCC(RATE, 40, melkwargs=dict(n_fft=2048, hop_length=256, n_mels=128, pad_mode="constant"))
+    ours = WaveToSpec(kind="mfcc")(waves)
+    assert ours.shape == (4, 63, 40)
+    for clip, mfcc in zip(waves, ours):
+        torch.testing.assert_close(mfcc, theirs(clip).T, atol=0.02, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mel", "mfcc"])
+def test_a_clip_has_its_features_whoever_is_beside_it(waves, kind):
+    spec = WaveToSpec(kind=kind)
+    loud = torch.cat([waves, 0.99 * torch.ones(1, RATE).bernoulli_().mul(2).sub(1)])
+    for batch in (waves, loud, loud.repeat(5, 1)):  # the last is large enough to be made in parts
+        for clip, features in zip(waves, spec(batch)):
+            torch.testing.assert_close(features, spec(clip), atol=2e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [1, 255, 256, 8000, 16000, 20 * RATE])
+def test_frames(samples):
+    spec = WaveToSpec()
+    assert spec(torch.zeros(samples)).shape == (spec.frames(samples), 128) and spec.frames(samples) == 1 + samples // 256
+
+
+def test_silence_is_finite():
+    for kind in ("mel", "mfcc"):
+        assert WaveToSpec(kind=kind)(torch.zeros(2, RATE)).isfinite().all()
+
+
+def test_wrong_features():
+    with pytest.raises(KwsError, match="'spectrum'; it must be 'mel' or 'mfcc'"):
+        WaveToSpec(kind="spectrum")
+    with pytest.raises(KwsError, match="n_mfcc is 40, more than the 20 mel bands"):
+        WaveToSpec(kind="mfcc", n_mels=20)
+
+
+def test_normalised_training_clips_have_mean_zero_and_deviation_one(split):
+    spec = WaveToSpec(**SMALL)
+    x = Normalise.measure(split, spec, batch_size=3)(spec(to_float(split.waves)))
+    assert x.mean().abs() < 1e-4 and abs(x.std(correction=0) - 1) < 1e-4
+
+
+def test_a_silent_corpus_is_refused(split):
+    silent = Split(torch.zeros_like(split.waves), *list(vars(split).values())[1:])
+    with pytest.raises(KwsError, match="no variance"):
+        Normalise.measure(silent, WaveToSpec(), batch_size=3)
+
+
+# -- augmentation
+
+
+def row_of(draw, i):
+    return {k: v[i:i + 1] if isinstance(v, torch.Tensor) else v for k, v in draw.items()}
+
+
+@pytest.mark.parametrize("left_out", [(), ("stretch",), ("background_snr", "background"), ("shift_ms", "noise")])
+def test_a_clip_is_changed_alike_alone_and_in_a_batch(waves, left_out):
+    augment = Augment(**{k: v for k, v in EVERYTHING.items() if k not in left_out})
+    samples = torch.tensor([16000, 9000, 16000, 12000])
+    draw = augment.draw(4, RATE, torch.Generator().manual_seed(5))
+    together, ends = augment.apply(waves, draw, samples)
+    assert not torch.allclose(together, waves, atol=1e-3)
+    for i in range(4):
+        alone, end = augment.apply(waves[i:i + 1], row_of(draw, i), samples[i:i + 1])
+        torch.testing.assert_close(alone[0], together[i], atol=1e-6, rtol=1e-5)
+        assert end == ends[i]
+
+
+def test_defaults_leave_the_wave_as_it_is(waves):
+    assert torch.equal(Augment()(waves), waves) and torch.equal(Augment()(waves[0]), waves[0])
+    x = torch.randn(2, 63, 40)
+    assert torch.equal(SpecMask()(x), x)
+
+
+def test_a_generator_decides_everything(waves):
+    augment, mask, before = Augment(**EVERYTHING), SpecMask((2, 5), (2, 9)), waves.clone()
+    a, b, c = (augment(waves, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c) and torch.equal(waves, before)
+    x = torch.randn(3, 60, 40)
+    a, b, c = (mask(x, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("shift", [-1600, -1, 0, 7, 1600])
+def test_shift_moves_by_exactly_that(waves, shift):
+    augment = Augment(shift_ms=100)
+    samples = torch.tensor([16000, 9000, 500, 15999])
+    out, ends = augment.apply(waves, {"shift": torch.full((4,), shift)}, samples)
+    expected = torch.zeros_like(waves)
+    if shift >= 0:
+        expected[:, shift:] = waves[:, : RATE - shift]
+    else:
+        expected[:, :shift] = waves[:, -shift:]
+    assert torch.equal(out, expected)
+    assert ends.tolist() == [min(max(n + shift, 1), RATE) for n in samples.tolist()]
+
+
+def test_shifts_cover_their_range():
+    draw = Augment(shift_ms=100).draw(5000, RATE, torch.Generator().manual_seed(0))["shift"]
+    assert -1600 <= draw.min() < -1580 and 1580 < draw.max() <= 1600
+
+
+def test_slower_then_shifted_left_ends_where_the_zeros_begin(waves):
+    augment = Augment(shift_ms=100, stretch=(0.9, 0.9))
+    out, ends = augment.apply(waves[:1], {"tempo": 0.9, "shift": torch.tensor([-1600])})
+    assert ends.tolist() == [14400] and out[0, 14400:].abs().max() == 0 and out[0, 14300:14400].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+def test_background_is_mixed_at_the_drawn_ratio(waves, kind):
+    noise = EVERYTHING["background"]
+    noise = noise if kind is np.int16 else (noise / 32768).astype(kind)
+    augment = Augment(background=noise, background_snr=(-5, 20), background_probability=0.5)
+    many = waves.repeat(10, 1)
+    draw = augment.draw(40, RATE, torch.Generator().manual_seed(1))
+    added = augment.apply(many, draw)[0].double() - many.double()
+    mixed = added.abs().amax(1) > 0
+    assert torch.equal(mixed, draw["mix"]) and 8 < mixed.sum() < 32
+    ratio = 10 * torch.log10(many.double().square().mean(1) / added.square().mean(1))
+    torch.testing.assert_close(ratio[mixed], draw["snr"].double()[mixed], atol=0.02, rtol=0)
+    assert draw["snr"].min() >= -5 and draw["snr"].max() <= 20 and draw["snr"].max() > draw["snr"].min() + 10
+    i = int(mixed.nonzero()[0])
+    piece = torch.from_numpy(noise).double()[draw["start"][i]:draw["start"][i] + RATE]
+    assert torch.corrcoef(torch.stack([piece, added[i]]))[0, 1] > 0.999
+
+
+def test_background_needs_a_second_of_noise():
+    with pytest.raises(KwsError, match="set background_snr to null or add a _background_noise_ folder"):
+        Augment(background_snr=(0, 20), background=np.zeros(100, np.int16))
+
+
+def test_white_noise_is_normal_and_each_row_its_own():
+    x = white(torch.arange(50), 16001, "cpu")
+    assert x.shape == (50, 16001) and x.isfinite().all()
+    assert x.mean().abs() < 0.005 and (x.std() - 1).abs() < 0.005 and (x.pow(4).mean() - 3).abs() < 0.05
+    assert (x.double().corrcoef() - torch.eye(50)).abs().max() < 0.04  # neighbouring seeds have nothing in common
+    spectrum = torch.fft.rfft(x).abs().square().mean(0)[1:8001].view(16, 500).mean(1) / 16001
+    assert (spectrum - 1).abs().max() < 0.05  # white
+    assert torch.equal(white(torch.tensor([7]), 16001, "cpu")[0], x[7])
+
+
+def test_noise_has_the_drawn_deviation():
+    augment, silence = Augment(noise=(0.001, 0.01)), torch.zeros(30, RATE)
+    draw = augment.draw(30, RATE, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(augment.apply(silence, draw)[0].std(1), draw["sigma"], rtol=0.03, atol=0)
+    assert 0.001 <= draw["sigma"].min() and draw["sigma"].max() <= 0.01
+
+
+@pytest.mark.parametrize("rate", [0.8, 0.95, 1.25])
+def test_tempo_keeps_pitch_and_length(rate):
+    out = tempo(tone(440)[None], rate)
+    assert out.shape == (1, RATE)
+    heard = out[0, : int(min(RATE, RATE / rate)) - 600]
+    peak = torch.fft.rfft(heard * torch.hann_window(len(heard)), 4 * RATE).abs().argmax() / 4
+    assert abs(peak - 440) < 3
+    burst = torch.zeros(1, RATE)
+    burst[:, 8000:9600] = tone(1000, 1600)
+    envelope = torch.nn.functional.avg_pool1d(tempo(burst, rate).abs(), 201, 1, 100)[0]
+    onset = int((envelope > envelope.max() / 2).nonzero()[0])
+    assert abs(onset - 8000 / rate) < 300
+
+
+@pytest.mark.parametrize("freq, time", [((2, 12), (2, 20)), ((0, 0), (1, 5)), ((1, 500), (0, 0))])
+def test_masks_are_zeros_of_at_most_their_width(freq, time):
+    out = SpecMask(freq, time)(torch.ones(300, 63, 40), torch.Generator().manual_seed(0))
+    assert set(out.unique().tolist()) <= {0.0, 1.0}
+    bands, frames = (out == 0).all(1).sum(1), (out == 0).all(2).sum(1)
+    whole = bands == 40  # every band masked: then every frame is, too
+    assert bands.max() <= min(freq[0] * freq[1], 40) and frames[~whole].max() <= time[0] * time[1]
+    cells = 63 * 40 - (63 - frames[~whole]) * (40 - bands[~whole])
+    assert torch.equal((out[~whole] == 0).sum((1, 2)), cells)  # nothing but whole bands and whole frames
+    single = SpecMask((1, 12), (1, 20))(torch.ones(2000, 63, 40), torch.Generator().manual_seed(0)) == 0
+    widths = single.all(1).sum(1).bincount(minlength=13)
+    assert len(widths) == 13 and (widths > 100).all()  # uniform from 0 to the largest
+
+
+# -- data
+
+
+def loaded(dataset, collate=collate_seq):
+    (batch,) = DataLoader(dataset, batch_size=len(dataset), collate_fn=collate)
+    return batch
+
+
+@pytest.mark.parametrize("kind", ["mel", "mfcc"])
+def test_clip_by_clip_is_as_in_batches(split, kind):
+    spec, normalise = WaveToSpec(kind=kind, **SMALL), Normalise(-20, 15)
+    (theirs,) = Batches(split, spec, normalise, 64).all()
+    ours = loaded(SpeechCommands(split, None, torch.nn.Sequential(spec, normalise)))
+    torch.testing.assert_close(ours[0], theirs[0], atol=1e-3, rtol=1e-4)
+    assert torch.equal(ours[1], theirs[1]) and torch.equal(ours[2], theirs[2])
+    assert ours[1].dtype == ours[2].dtype == torch.int64
+    assert ours[2].tolist() == [51, 38, 29, 50]
+
+
+def test_clip_by_clip_is_as_in_batches_when_augmented(split):
+    spec, augment, n = WaveToSpec(**SMALL), Augment(**EVERYTHING), len(split.targets)
+    draw = augment.draw(n, RATE, torch.Generator().manual_seed(9))
+
+    class Given(Augment):
+        """Draws what it is given: the first row, then the second, …"""
+
+        rows = iter(range(n))
+
+        def draw(self, *_):
+            return row_of(draw, next(self.rows))
+
+    class Whole(Augment):
+        def draw(self, *_):
+            return draw
+
+    ours = loaded(SpeechCommands(split, Given(**EVERYTHING), spec))
+    theirs = Batches(split, spec, Normalise(), 64).batch(torch.arange(n), Whole(**EVERYTHING))
+    torch.testing.assert_close(ours[0], theirs[0], atol=5e-3, rtol=1e-4)
+    assert torch.equal(ours[1], theirs[1]) and torch.equal(ours[2], theirs[2])
+
+
+def test_waves_of_different_lengths_are_padded():
+    data = [(tone(440, 16000).numpy(), 1), (tone(700, 5000).numpy(), 0)]
+    inputs, targets, lengths = loaded(SpeechCommands(data, None, WaveToSpec()))
+    assert inputs.shape == (2, 63, 128) and targets.tolist() == [1, 0] and lengths.tolist() == [63, 20]
+    assert (inputs[1, 20:] == 0).all() and (inputs[1, :20] != 0).any()
+
+
+def test_collate_image(split):
+    dataset = SpeechCommands(split, None, WaveToSpec())
+    images, sequences = loaded(dataset, collate_image), loaded(dataset)
+    assert images[0].shape == (4, 1, 128, 63)
+    assert torch.equal(images[0][:, 0].transpose(1, 2), sequences[0]) and torch.equal(images[1], sequences[1])
+
+
+def test_an_epoch_is_a_function_of_seed_and_epoch(split):
+    def epoch(number, seed=0):
+        batches = Batches(split, WaveToSpec(**SMALL), Normalise(), 2, augment=Augment(**EVERYTHING),
+                          mask=SpecMask((1, 4), (1, 4)), seed=seed)
+        return [torch.cat(parts) for parts in zip(*batches.epoch(number))]
+
+    first, again = epoch(0), epoch(0)
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+    assert sorted(first[1].tolist()) == sorted(split.targets.tolist())
+    assert not torch.equal(first[0], epoch(1)[0]) and not torch.equal(first[0], epoch(0, seed=1)[0])
+
+
+def test_processes_share_every_batch(split):
+    parts = [Batches(split, WaveToSpec(**SMALL), Normalise(), 4, rank=r, world=2) for r in (0, 1)]
+    whole = Batches(split, WaveToSpec(**SMALL), Normalise(), 4)
+    (a,), (b,), (both,) = (list(x.epoch(3)) for x in (*parts, whole))
+    assert len(a[1]) == len(b[1]) == 2
+    torch.testing.assert_close(torch.stack([a[0], b[0]], 1).flatten(0, 1), both[0], atol=1e-3, rtol=1e-4)
+
+
+def test_the_published_api(split):
+    """The usage that the paper's README shows, with kwslib for its package."""
+    data = split
+    from kwslib import (Augment, RetNetKWS, SpeechCommands, WaveToSpec, collate_image, collate_seq, mamba_mel_large,  # noqa: F401
+                        mamba_mel_medium, mamba_mel_small, mamba_mfcc_large, mamba_mfcc_medium, mamba_mfcc_small,  # noqa: F401
+                        mobilenet_v2_kws)  # noqa: F401
+
+    model = mamba_mel_medium(n_classes=35)
+    frontend = WaveToSpec(n_mels=128, n_fft=2048, hop_length=256)
+    dataset = SpeechCommands(data, None, frontend)
+    loader = DataLoader(dataset, batch_size=2, shuffle=True, collate_fn=collate_seq)
+    model.eval()
+    with torch.no_grad():
+        for inputs, targets, lengths in loader:
+            assert model(inputs, lengths).shape == (len(targets), 35)
+        images, _, lengths = loaded(SpeechCommands(data, Augment(shift_ms=100), frontend), collate_image)
+        assert mobilenet_v2_kws(n_classes=35).eval()(images, lengths).shape == (4, 35)
+        assert RetNetKWS(n_classes=36).eval()(inputs, None).shape == (2, 36)

@@ -1,0 +1,187 @@
+"""Models: the parameters are the published ones, padding and company change nothing, both forms of retention agree."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kwslib.io import KwsError
+from kwslib.mamba import Mamba
+from kwslib.models import MODELS, build, count_macs, count_parameters, features_of
+from kwslib.retnet import Retention, RetNetBlock
+
+PARAMETERS = {  # at 35 and 36 classes
+    "mamba_mel_small": (462_147, 462_180),
+    "mamba_mel_medium": (1_506_051, 1_506_116),
+    "mamba_mel_large": (3_504_323, 3_504_420),
+    "mamba_mfcc_small": (268_259, 268_292),
+    "mamba_mfcc_medium": (1_183_651, 1_183_716),
+    "mamba_mfcc_large": (3_053_411, 3_053_508),
+    "retnet": (1_626_627, 1_626_692),
+    "mobilenet_v2_075": (1_399_827, 1_401_108),
+    "mobilenet_v2_035": (440_675, 441_956),
+    "keyword_cnn": (97_635, 97_764),
+    "kwt_1": (608_931, 608_996),
+}
+CLAIMED = {"mamba_mel_small": 403_779, "mamba_mel_medium": 1_339_651, "mamba_mel_large": 3_167_939}
+SEQUENCE = ["mamba_mel_small", "mamba_mfcc_small", "retnet", "keyword_cnn", "kwt_1"]
+MAMBA_SSM = {  # mamba_ssm.Mamba(d_model=64).state_dict()
+    "A_log": (128, 16), "D": (128,), "in_proj.weight": (256, 64), "conv1d.weight": (128, 1, 4), "conv1d.bias": (128,),
+    "x_proj.weight": (36, 128), "dt_proj.weight": (128, 4), "dt_proj.bias": (128,), "out_proj.weight": (64, 128),
+}
+
+
+def shaken(name, n_classes=35):
+    """A model whose biases and running statistics are none of them zero, so that padding has a way to matter."""
+    torch.manual_seed(0)
+    model = build(name, n_classes).eval()
+    with torch.no_grad():
+        for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if key.endswith("running_mean") or key.endswith("bias") and "dt_proj" not in key:
+                tensor.normal_(0, 0.3)
+            elif key.endswith("running_var"):
+                tensor.uniform_(0.5, 2)
+    return model
+
+
+@pytest.fixture(scope="module", params=SEQUENCE)
+def sequence_model(request):
+    return shaken(request.param), 40 if features_of(request.param) == "mfcc" else 128
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters(name):
+    assert tuple(count_parameters(build(name, n)) for n in (35, 36)) == PARAMETERS[name]
+
+
+def test_every_model_is_counted():
+    assert set(MODELS) == set(PARAMETERS)
+
+
+def test_kwt_1_has_its_published_size():
+    assert count_parameters(build("kwt_1", 12)) == 607_436
+
+
+@pytest.mark.parametrize("name", CLAIMED)
+def test_the_paper_s_counts_leave_out_the_scan(name):
+    hidden = ("x_proj", "dt_proj", "A_log")
+    seen = [p.numel() for key, p in build(name).named_parameters() if not any(part in key for part in hidden)]
+    assert sum(seen) == CLAIMED[name]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_logits_of_every_model(name):
+    inputs = torch.randn(2, 63, 40 if features_of(name) == "mfcc" else 128)
+    with torch.no_grad():
+        logits = build(name, 7).eval()(inputs, torch.tensor([63, 30]))
+    assert logits.shape == (2, 7) and logits.dtype == torch.float32 and logits.isfinite().all()
+
+
+def test_unknown_model():
+    with pytest.raises(KwsError, match="'mamba_xl' is unknown; it must be one of mamba_mel_small"):
+        build("mamba_xl")
+
+
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(lengths=st.lists(st.integers(2, 24), min_size=1, max_size=3), more=st.integers(0, 9), seed=st.integers(0, 999))
+def test_padding_and_company_change_nothing(sequence_model, lengths, more, seed):
+    model, width = sequence_model
+    generator = torch.Generator().manual_seed(seed)
+    clips = [torch.randn(n, width, generator=generator) for n in lengths]
+    batch = torch.randn(len(clips), max(lengths) + more, width, generator=generator) * 10  # padding is anything
+    for row, clip in zip(batch, clips):
+        row[: len(clip)] = clip
+    with torch.no_grad():
+        together = model(batch, torch.tensor(lengths))
+        alone = torch.cat([model(clip[None], None) for clip in clips])
+    torch.testing.assert_close(together, alone, atol=2e-4, rtol=1e-3)
+
+
+def test_the_last_frame_counts(sequence_model):
+    model, width = sequence_model
+    inputs = torch.randn(1, 20, width)
+    other = inputs.clone()
+    other[:, 19] += 5
+    with torch.no_grad():
+        a, b = model(inputs, torch.tensor([20])), model(other, torch.tensor([20]))
+        short = model(inputs, torch.tensor([19]))
+    assert (a - b).abs().max() > 1e-4 and (a - short).abs().max() > 1e-5
+
+
+def test_kwt_longer_than_its_positions():
+    model = shaken("kwt_1")
+    with torch.no_grad():
+        assert model(torch.randn(1, 150, 40)).isfinite().all()
+
+
+def test_mobilenet_takes_an_image_as_collate_image_gives_it():
+    model, inputs = shaken("mobilenet_v2_035"), torch.randn(2, 63, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs), model(inputs.transpose(1, 2)[:, None], torch.tensor([63, 63])))
+
+
+def test_mixer_has_the_names_and_shapes_of_mamba_ssm():
+    mixer = Mamba(64)
+    assert {k: tuple(v.shape) for k, v in mixer.state_dict().items()} == MAMBA_SSM
+    theirs = {k: torch.randn(shape) for k, shape in MAMBA_SSM.items()}
+    mixer.load_state_dict(theirs, strict=True)
+    assert all(torch.equal(v, theirs[k]) for k, v in mixer.state_dict().items())
+
+
+def test_mixer_starts_as_the_paper_says():
+    mixer = Mamba(64)
+    delta = torch.nn.functional.softplus(mixer.dt_proj.bias)
+    assert 0.00099 < delta.min() < 0.01 < delta.max() < 0.101  # log-uniform in 0.001 to 0.1
+    torch.testing.assert_close(mixer.A_log.exp(), torch.arange(1.0, 17).repeat(128, 1))
+
+
+def test_mixer_sees_no_future():
+    torch.manual_seed(0)
+    mixer, x = Mamba(16), torch.randn(2, 12, 16, requires_grad=True)
+    y = mixer(x)
+    for t in (0, 5, 11):
+        (slope,) = torch.autograd.grad(y[:, t].sum(), x, retain_graph=True)
+        assert slope[:, t + 1:].abs().sum() == 0 and (slope[:, : t + 1].abs().sum((0, 2)) > 0).all()
+
+
+@pytest.mark.parametrize("module", [Retention(32, 4), RetNetBlock(32, 4, 0.1)], ids=["retention", "block"])
+def test_recurrent_retention_equals_parallel(module):
+    x, state, steps = torch.randn(2, 25, 32), None, []
+    module.eval()
+    with torch.no_grad():
+        for t in range(25):
+            y, state = module.step(x[:, t:t + 1], state)
+            steps.append(y)
+        torch.testing.assert_close(torch.cat(steps, 1), module(x), atol=1e-5, rtol=1e-4)
+
+
+def test_recurrent_retention_through_the_whole_model():
+    model, width = shaken("retnet"), 128
+    with torch.no_grad():
+        x, _ = model.frontend(torch.randn(1, 30, width), None)
+        states, last = [None] * len(model.blocks), []
+        for t in range(x.shape[1]):
+            frame = x[:, t:t + 1]
+            for i, block in enumerate(model.blocks):
+                frame, states[i] = block.step(frame, states[i])
+            last.append(frame)
+        parallel = x
+        for block in model.blocks:
+            parallel = block(parallel)
+    torch.testing.assert_close(torch.cat(last, 1), parallel, atol=1e-4, rtol=1e-3)
+
+
+def test_multiply_accumulates_by_hand():
+    T, d, inner, state = 63, 64, 128, 16
+    mixer = d * 2 * inner + inner * (4 + 2 * state) + 4 * inner + inner * d + 4 * inner + 4 * inner * state
+    mamba = T * 40 * d + 8 * T * mixer + d * d // 2 + d // 2 * 35
+    assert count_macs(build("mamba_mfcc_small"), torch.zeros(1, T, 40)) == mamba
+    N = T + 1  # the class token
+    kwt = T * 40 * d + 12 * (N * d * 3 * d + 2 * N * N * d + N * d * d + 2 * N * d * 4 * d) + d * 35
+    assert count_macs(build("kwt_1"), torch.zeros(1, T, 40)) == kwt
+
+
+def test_counting_leaves_the_model_as_it_was():
+    model = build("mamba_mfcc_small").train()
+    first = count_macs(model, torch.zeros(1, 20, 40))
+    assert model.training and count_macs(model, torch.zeros(1, 20, 40)) == first
