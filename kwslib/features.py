@@ -48,7 +48,8 @@ class WaveToSpec(nn.Module):
     def forward(self, wave):
         if wave.dim() == 1:
             return self.forward(wave[None])[0]
-        if wave.device.type == "cpu" and len(wave) > 1 and wave.numel() > 1 << 18:  # spectra that fit the cache are made twice as fast
+        if wave.device.type == "cpu" and len(wave) > 1 and wave.numel() > 1 << 18:
+            # spectra that fit the cache are made twice as fast
             return torch.cat([self(part) for part in wave.split(max(1, (1 << 17) // wave.shape[1]))])
         with torch.autocast(wave.device.type, enabled=False):  # a power spectrum needs float32's range
             spectrum = torch.stft(wave.float(), self.n_fft, self.hop_length, window=self.window,

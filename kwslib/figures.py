@@ -31,7 +31,6 @@ LINES = {"small": "-", "medium": "--", "large": ":", "075": "--", "035": ":", "1
 
 
 def family_of(model):
-    """The entry of FAMILIES a model belongs to; unknown ones look like the plainest."""
     return next((family for family in FAMILIES if model.startswith(family)), "keyword_cnn")
 
 
@@ -54,9 +53,11 @@ def figure(width, height, rows=1, columns=1, **options):
 
 def save(fig, folder, name):
     """Write <folder>/<name>.pdf and .png (150 dots per inch), the same bytes every time."""
-    for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+    fig.draw_without_rendering()
+    fig.set_layout_engine("none")  # settled: both files get the same layout, and it is searched for once
+    for kind, absent in (("pdf", "CreationDate"), ("png", "Software")):
         with replacing(Path(folder) / f"{name}.{kind}") as scratch:
-            fig.savefig(scratch, format=kind, dpi=150, metadata=metadata)
+            fig.savefig(scratch, format=kind, dpi=150, metadata={absent: None})
 
 
 def learning_curves(runs, claims):
@@ -125,7 +126,7 @@ def label_points(ax, points):
             radius, angle = 6 + 4 * (step // 12), step * np.pi / 6
             dx, dy = radius * np.cos(angle), radius * np.sin(angle)
             note.set(position=(dx, dy), ha="left" if dx > 1 else "right" if dx < -1 else "center")
-            box = note.get_window_extent()
+            box = note.get_window_extent().padded(1)
             inside = ax.bbox.contains(box.x0, box.y0) and ax.bbox.contains(box.x1, box.y1)
             if inside and not box.count_overlaps(taken):
                 break
@@ -204,7 +205,7 @@ def latency_and_throughput(benchmark, claims, device="models"):
     bars.set_yticks(np.arange(len(models)) + 0.4, [look(model, claims)["label"] for model in models])
     bars.invert_yaxis()
     bars.grid(axis="y", visible=False)
-    bars.set_xlabel("latency of one clip (ms), whisker: p95")
+    bars.set(xlabel="latency of one clip (ms), whisker: p95")
     bars.legend()
     for model, b in models.items():
         sizes = sorted(map(int, b["throughput"]))

@@ -43,7 +43,8 @@ def read_checkpoint(path):
             card = json.loads((f.metadata() or {}).get("kwslib", "null"))
             weights = {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, OSError, ValueError) as e:
-        raise KwsError(f"checkpoint {path} is not a readable safetensors file ({e}); delete it, then fetch or train it again") from None
+        raise KwsError(f"checkpoint {path} is not a readable safetensors file ({e}); "
+                       "delete it, then fetch or train it again") from None
     if not isinstance(card, dict) or not {"model", "labels", "features", "normalisation"} <= card.keys():
         raise KwsError(f"checkpoint {path} was not written by kwslib: its header describes no model; "
                        "train one with python -m kwslib.train")

@@ -1,4 +1,4 @@
-"""Benchmark: the fit finds known exponents, the result file is whole and plausible, mistakes end in one sentence."""
+"""Benchmark: the fit finds known exponents, the result file is whole, mistakes end in one sentence."""
 
 import subprocess
 import sys
@@ -49,8 +49,8 @@ def set_threads():
 
 def check_entry(entry, threads, batches):
     """Every key of a model's entry, with values that can be."""
-    assert set(entry) == {"parameters", "macs", "latency_ms", "repeats", "wave_to_label_ms", "features_ms", "throughput",
-                          "peak_mb", "peak_batch"}
+    assert set(entry) == {"parameters", "macs", "latency_ms", "repeats", "wave_to_label_ms", "features_ms",
+                          "throughput", "peak_mb", "peak_batch"}
     assert entry["parameters"] > 0 and entry["macs"] > 0
     assert list(entry["latency_ms"]) == list(entry["repeats"]) == threads
     assert all(n >= 2 for n in entry["repeats"].values())
@@ -58,7 +58,8 @@ def check_entry(entry, threads, batches):
         assert set(times) == {"p50", "p95", "p99"} and 0 < times["p50"] <= times["p95"] <= times["p99"]
     for times in (entry["wave_to_label_ms"], entry["features_ms"]):
         assert set(times) == {"p50", "p95"} and 0 < times["p50"] <= times["p95"]
-    assert list(entry["throughput"]) == [str(n) for n in batches] and all(x > 0 for x in entry["throughput"].values())
+    assert list(entry["throughput"]) == [str(n) for n in batches]
+    assert all(x > 0 for x in entry["throughput"].values())
     assert entry["peak_batch"] == batches[-1] and (entry["peak_mb"] is None or entry["peak_mb"] > 0)
 
 
@@ -68,8 +69,9 @@ def test_fit_recovers_the_exponent(exponent):
 
 
 def test_fit_reads_only_the_longest_lengths():
-    assert benchmark.fit_exponent(LENGTHS, [9.0, 900.0, 0.5] + [s**2 for s in LENGTHS[3:]]) == pytest.approx(2)
-    assert benchmark.fit_exponent(LENGTHS, [9.0, 900.0] + [s**2 for s in LENGTHS[2:6]] + [None]) == pytest.approx(2)
+    squares = [s**2 for s in LENGTHS]
+    assert benchmark.fit_exponent(LENGTHS, [9.0, 900.0, 0.5] + squares[3:]) == pytest.approx(2)
+    assert benchmark.fit_exponent(LENGTHS, [9.0, 900.0] + squares[2:6] + [None]) == pytest.approx(2)
     mixed = benchmark.fit_exponent(LENGTHS, [64.0] * 5 + [32.0**2, 64.0**2])
     assert 1 < mixed < 5, "lengths 8 and 16, at which the cost is flat, count too"
 
@@ -132,17 +134,19 @@ def test_by_default_no_length_is_left_out():
 def test_result_file(tmp_path, set_threads):
     set_threads(1)
     out, shown = tmp_path / "results" / "benchmark.json", []
-    result = benchmark.run("kwt_1,keyword_cnn", out, n_classes=12, small=True, show=lambda title, entry: shown.append(title))
+    names = ["kwt_1", "keyword_cnn"]
+    result = benchmark.run(",".join(names), out, 12, small=True, show=lambda title, _: shown.append(title))
     assert read_json(out) == result
     assert set(result) == {"machine", "n_classes", "models", "gpu", "length"}
     assert set(result["machine"]) == set(machine()) and result["n_classes"] == 12
-    assert list(result["models"]) == ["kwt_1", "keyword_cnn"]
+    assert list(result["models"]) == names
     for name, entry in result["models"].items():
         check_entry(entry, ["1"], (1, 2))
         assert entry["parameters"] == count_parameters(build(name, 12))
     assert list(result["length"]["models"]) == ["kwt_1"]
     entry = result["length"]["models"]["kwt_1"]
-    assert len(entry["ms"]) == len(entry["mb"]) == len(result["length"]["seconds"]) and all(ms > 0 for ms in entry["ms"])
+    assert len(entry["ms"]) == len(entry["mb"]) == len(result["length"]["seconds"])
+    assert all(ms > 0 for ms in entry["ms"])
     assert set(entry) == {"ms", "mb", "missing", "exponent_time", "exponent_memory", "fitted_over"}
     assert (result["gpu"] is not None) == torch.cuda.is_available()
     assert shown[:2] == ["kwt_1 on cpu", "keyword_cnn on cpu"]
@@ -170,14 +174,15 @@ def test_command_line_times_a_checkpoint(tmp_path, capsys, set_threads):
     assert not end.value.code
     printed, result = capsys.readouterr().out, read_json(out)
     assert result["n_classes"] == 3 and list(result["models"]) == ["kwt_1"] and result["length"] is None
-    assert result["models"]["kwt_1"]["parameters"] == count_parameters(build("kwt_1", 3))
-    for expected in ("kwt_1 on cpu", "p50", "p99", "wave to label", "clips/s", f"{count_parameters(build('kwt_1', 3)):,}"):
+    parameters = count_parameters(build("kwt_1", 3))
+    assert result["models"]["kwt_1"]["parameters"] == parameters
+    for expected in ("kwt_1 on cpu", "p50", "p99", "wave to label", "clips/s", f"{parameters:,}"):
         assert expected in printed
 
 
 def test_command_line_without_a_checkpoint(root, tmp_path):
-    ended = subprocess.run([sys.executable, "-m", "kwslib.benchmark", "--model-path", str(tmp_path / "none")], cwd=root,
-                           capture_output=True, text=True)
+    command = [sys.executable, "-m", "kwslib.benchmark", "--model-path", str(tmp_path / "none")]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert ended.returncode == 2 and ended.stdout == ""
     assert ended.stderr.count("\n") == 1 and "does not exist" in ended.stderr
 

@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kwslib.config import Config, Profile, load_config, parse_overrides, parse_yaml
 from kwslib.io import KwsError
-from kwslib.models import MODELS
+from kwslib.models import MODELS, build
+from kwslib.train import Schedule, parameter_groups
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-# the paper's recipes: epochs, batch, lr, weight decay, smoothing, clip, frequency mask, time mask, shift, noise, stretch
+# the paper's: epochs, batch, lr, decay, smoothing, clip, frequency mask, time mask, shift, noise, stretch
 PAPER = {
     "mamba_mel_small": (100, 64, 5e-4, 1.8e-4, 0.07, 0.3, [2, 12], [2, 20], 120, 0.005, None),
     "mamba_mel_medium": (100, 64, 5e-4, 1.8e-4, 0.07, 0.3, [2, 12], [2, 20], 120, 0.005, None),
@@ -41,61 +43,114 @@ def test_recipes_load(path):
 @pytest.mark.parametrize("name", PAPER)
 def test_recipes_are_the_paper_s(name):
     c = load_config(ROOT / "configs" / f"{name}.yaml")
-    assert (c.epochs, c.batch_size, c.lr, c.weight_decay, c.label_smoothing, c.grad_clip, c.freq_mask, c.time_mask,
-            c.shift_ms, c.noise[1], c.stretch) == PAPER[name]
-    assert (c.noise[0], c.warmup, c.final_lr, c.n_fft, c.hop_length, c.n_mels, c.n_mfcc) == (0, 0.12, 0.005, 2048, 256, 128, 40)
+    assert (
+        c.epochs,
+        c.batch_size,
+        c.lr,
+        c.weight_decay,
+        c.label_smoothing,
+        c.grad_clip,
+        c.freq_mask,
+        c.time_mask,
+        c.shift_ms,
+        c.noise[1],
+        c.stretch,
+    ) == PAPER[name]
+    assert (c.noise[0], c.warmup, c.final_lr, c.n_fft, c.hop_length, c.n_mels, c.n_mfcc) == (
+        0,
+        0.12,
+        0.005,
+        2048,
+        256,
+        128,
+        40,
+    )
     assert c.schedule_epochs == (150 if name in ("retnet", "mobilenet_v2_075") else None)
 
 
 def test_a_file_says_only_what_differs(tmp_path):
-    c = load_config(written(tmp_path, "lr: 5e-4\ntask: [yes, no, on, off, _unknown_]\nstretch: [0.9, 1.1]\n"), seed=3)
+    c = load_config(
+        written(tmp_path, "lr: 5e-4\ntask: [yes, no, on, off, _unknown_]\nstretch: [0.9, 1.1]\n"), seed=3
+    )
     assert c.lr == 0.0005 and c.task == ["yes", "no", "on", "off", "_unknown_"] and c.stretch == [0.9, 1.1]
     assert c.seed == 3 and c.model == Config().model
 
 
-@pytest.mark.parametrize("text, value", [
-    ("yes", "yes"), ("no", "no"), ("on", "on"), ("Off", "Off"), ("true", True), ("False", False), ("null", None),
-    ("5e-4", 5e-4), ("1E3", 1000.0), ("-.5", -0.5), ("64", 64), ("1.", 1.0), ("-.inf", float("-inf")),
-    ("1st_run", "1st_run"), ("5e-4x", "5e-4x"), ("trueness", "trueness"), ("../data/x", "../data/x"), ("[on, 1e1]", ["on", 10]),
-])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("yes", "yes"),
+        ("no", "no"),
+        ("on", "on"),
+        ("Off", "Off"),
+        ("true", True),
+        ("False", False),
+        ("null", None),
+        ("5e-4", 5e-4),
+        ("1E3", 1000.0),
+        ("-.5", -0.5),
+        ("64", 64),
+        ("1.", 1.0),
+        ("-.inf", float("-inf")),
+        ("1st_run", "1st_run"),
+        ("5e-4x", "5e-4x"),
+        ("trueness", "trueness"),
+        ("../data/x", "../data/x"),
+        ("[on, 1e1]", ["on", 10]),
+    ],
+)
 def test_words_are_words_and_numbers_are_numbers(text, value):
     assert parse_yaml(text) == value and type(parse_yaml(text)) is type(value)
 
 
 def test_overrides():
-    assert parse_overrides(["--lr", "1e-3", "--stretch=null", "--batch-size", "32", "--task", "[yes, no]", "--out=a=b"]) == {
-        "lr": 1e-3, "stretch": None, "batch_size": 32, "task": ["yes", "no"], "out": "a=b"}
-    c = load_config(ROOT / "configs" / "mamba_mfcc_large.yaml", **parse_overrides(["--lr", "1e-3", "--stretch=null"]))
+    assert parse_overrides(
+        ["--lr", "1e-3", "--stretch=null", "--batch-size", "32", "--task", "[yes, no]", "--out=a=b"]
+    ) == {"lr": 1e-3, "stretch": None, "batch_size": 32, "task": ["yes", "no"], "out": "a=b"}
+    c = load_config(
+        ROOT / "configs" / "mamba_mfcc_large.yaml", **parse_overrides(["--lr", "1e-3", "--stretch=null"])
+    )
     assert c.lr == 1e-3 and c.stretch is None and c.weight_decay == 1e-2
 
 
-@pytest.mark.parametrize("arguments, match", [
-    (["lr", "1"], "'lr' is not an option"), (["--lr"], "--lr needs a value"), (["--task", "[yes"], "--task .*not valid YAML"),
-])
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (["lr", "1"], "'lr' is not an option"),
+        (["--lr"], "--lr needs a value"),
+        (["--task", "[yes"], "--task .*not valid YAML"),
+    ],
+)
 def test_wrong_overrides(arguments, match):
     with pytest.raises(KwsError, match=match) as e:
         parse_overrides(arguments)
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("text, match", [
-    ("weight_decai: 1\n", "recipe.yaml.*unknown key 'weight_decai'; did you mean weight_decay"),
-    ("colour: red\n", "unknown key 'colour'; known keys: model"),
-    ("epochs: many\n", "config key epochs is 'many'; it must be a whole number"),
-    ("epochs: 1.5\n", "config key epochs is 1.5"),
-    ("epochs: .inf\n", "config key epochs is inf"),
-    ("epochs: 0\n", "config key epochs is 0; it must be above 0"),
-    ("lr: true\n", "config key lr is True; it must be a number"),
-    ("lr: -1\n", "config key lr .*above 0"),
-    ("schedule_epochs: long\n", "config key schedule_epochs .*nothing .null. or a whole number|whole number or nothing"),
-    ("noise: 0.1\n", "config key noise .*must be a list"),
-    ("noise: [1]\n", "config key noise .*list of two numbers"),
-    ("stretch: [a, b]\n", "config key stretch .*list of two numbers"),
-    ("precision: fp8\n", "config key precision .*auto, bf16 or fp32"),
-    ("model: [a]\n", "config key model .*must be text"),
-    ("lr: [1\n", "recipe.yaml cannot be read: not valid YAML"),
-    ("just words\n", "recipe.yaml must hold"),
-])
+@pytest.mark.parametrize(
+    "text, match",
+    [
+        ("weight_decai: 1\n", "recipe.yaml.*unknown key 'weight_decai'; did you mean weight_decay"),
+        ("colour: red\n", "unknown key 'colour'; known keys: model"),
+        ("epochs: many\n", "config key epochs is 'many'; it must be a whole number"),
+        ("epochs: 1.5\n", "config key epochs is 1.5"),
+        ("epochs: .inf\n", "config key epochs is inf"),
+        ("epochs: 0\n", "config key epochs is 0; it must be above 0"),
+        ("lr: true\n", "config key lr is True; it must be a number"),
+        ("lr: -1\n", "config key lr .*above 0"),
+        (
+            "schedule_epochs: long\n",
+            "config key schedule_epochs .*nothing .null. or a whole number|whole number or nothing",
+        ),
+        ("noise: 0.1\n", "config key noise .*must be a list"),
+        ("noise: [1]\n", "config key noise .*list of two numbers"),
+        ("stretch: [a, b]\n", "config key stretch .*list of two numbers"),
+        ("precision: fp8\n", "config key precision .*auto, bf16 or fp32"),
+        ("model: [a]\n", "config key model .*must be text"),
+        ("lr: [1\n", "recipe.yaml cannot be read: not valid YAML"),
+        ("just words\n", "recipe.yaml must hold"),
+    ],
+)
 def test_wrong_files(tmp_path, text, match):
     with pytest.raises(KwsError, match=match) as e:
         load_config(written(tmp_path, text))
@@ -123,7 +178,9 @@ def test_profiles_and_their_runs_load(path):
         for seed in profile.seeds:
             config = profile.config(variant, seed)
             assert (config.model, config.seed) == (variant, seed)
-            assert Path(config.out) == profile.checkpoint(variant, seed) and Path(config.corpus) == profile.data
+            assert (
+                Path(config.out) == profile.checkpoint(variant, seed) and Path(config.corpus) == profile.data
+            )
 
 
 def test_wrong_profile(tmp_path):
@@ -137,3 +194,37 @@ def test_wrong_profile(tmp_path):
     for broken in ("profile: [", "just words"):
         with pytest.raises(KwsError, match="recipe.yaml"):
             Profile(written(tmp_path, broken))
+
+
+# -- learning rate
+
+
+def test_schedule():
+    schedule = Schedule(Config(lr=1e-3, epochs=100), 10)
+    rates = [schedule(step) for step in range(1000)]
+    np.testing.assert_allclose(rates[:120], 1e-3 * np.arange(1, 121) / 120)
+    assert max(rates) == rates[119] == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(5e-6) and all(np.diff(rates[119:]) < 0)
+    assert rates[559] == pytest.approx((1e-3 + 5e-6) / 2, rel=1e-3)  # a cosine: half-way at half the distance
+
+
+def test_schedule_that_is_not_run_to_its_end():
+    long, whole = (
+        Schedule(Config(lr=1e-3, **e), 10) for e in (dict(epochs=100, schedule_epochs=150), dict(epochs=150))
+    )
+    assert [long(s) for s in range(1000)] == [whole(s) for s in range(1000)]
+    assert long(999) > 0.2e-3
+
+
+def test_one_step_is_a_schedule():
+    assert Schedule(Config(lr=1e-3, epochs=1), 1)(0) == pytest.approx(1e-3)
+
+
+def test_only_matrices_decay():
+    model = build("mamba_mfcc_small")
+    decay, rest = parameter_groups(model, 0.1)
+    names = {id(p): k for k, p in model.named_parameters()}
+    assert decay["weight_decay"] == 0.1 and rest["weight_decay"] == 0
+    kept = {names[id(p)].split(".", 3)[-1] for p in rest["params"] if "blocks" in names[id(p)]}
+    assert kept >= {"A_log", "D", "dt_proj.bias", "conv1d.bias"} and "in_proj.weight" not in kept
+    assert len(decay["params"]) + len(rest["params"]) == len(names)

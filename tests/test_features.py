@@ -13,8 +13,22 @@ from kwslib.tasks import Split
 
 RATE = 16000
 SMALL = dict(n_mels=40, n_fft=512, hop_length=320)
-EVERYTHING = dict(shift_ms=100, noise=(0.001, 0.01), stretch=(0.9, 1.1), background_snr=(0, 20),
-                  background=(np.random.default_rng(7).normal(0, 2000, 3 * RATE)).astype(np.int16))
+EVERYTHING = dict(
+    shift_ms=100,
+    noise=(0.001, 0.01),
+    stretch=(0.9, 1.1),
+    background_snr=(0, 20),
+    background=(np.random.default_rng(7).normal(0, 2000, 3 * RATE)).astype(np.int16),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small tensors: threads that wait for each other on a busy machine cost more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def tone(hz, samples=RATE, amplitude=0.3):
@@ -33,8 +47,14 @@ def waves():
 def split(waves):
     samples = torch.tensor([16000, 12000, 9000, 15999])
     clips = (waves * 32767).round().short() * (torch.arange(RATE) < samples[:, None])
-    return Split(clips.short(), torch.tensor([2, 0, 1, 2]), samples, np.array(list("aabb")), np.array(list("wxyz")),
-                 ["down", "go", "up"])
+    return Split(
+        clips.short(),
+        torch.tensor([2, 0, 1, 2]),
+        samples,
+        np.array(list("aabb")),
+        np.array(list("wxyz")),
+        ["down", "go", "up"],
+    )
 
 
 # -- features
@@ -45,10 +65,13 @@ def test_mel_is_torchaudio_s(waves, options):
     from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
 
     o = {"n_mels": 128, "n_fft": 2048, "hop_length": 256, **options}
-    theirs = torch.nn.Sequential(MelSpectrogram(RATE, power=2.0, pad_mode="constant", **o), AmplitudeToDB("power", 80.0))
+    theirs = torch.nn.Sequential(
+        MelSpectrogram(RATE, power=2.0, pad_mode="constant", **o), AmplitudeToDB("power", 80.0)
+    )
     ours = WaveToSpec(**options)(waves)
     assert ours.dtype == torch.float32 and ours.shape == (4, 1 + RATE // o["hop_length"], o["n_mels"])
-    for clip, mel in zip(waves, ours):  # one by one: in a batch, torchaudio's floor is below the loudest clip's maximum
+    # one by one: in a batch, torchaudio's floor is below the loudest clip's maximum
+    for clip, mel in zip(waves, ours):
         torch.testing.assert_close(mel, theirs(clip).T, atol=0.02, rtol=1e-4)
         assert mel.max() - mel.min() <= 80.001
 
@@ -75,7 +98,10 @@ def test_a_clip_has_its_features_whoever_is_beside_it(waves, kind):
 @pytest.mark.parametrize("samples", [1, 255, 256, 8000, 16000, 20 * RATE])
 def test_frames(samples):
     spec = WaveToSpec()
-    assert spec(torch.zeros(samples)).shape == (spec.frames(samples), 128) and spec.frames(samples) == 1 + samples // 256
+    assert (
+        spec(torch.zeros(samples)).shape == (spec.frames(samples), 128)
+        and spec.frames(samples) == 1 + samples // 256
+    )
 
 
 def test_silence_is_finite():
@@ -106,10 +132,12 @@ def test_a_silent_corpus_is_refused(split):
 
 
 def row_of(draw, i):
-    return {k: v[i:i + 1] if isinstance(v, torch.Tensor) else v for k, v in draw.items()}
+    return {k: v[i : i + 1] if isinstance(v, torch.Tensor) else v for k, v in draw.items()}
 
 
-@pytest.mark.parametrize("left_out", [(), ("stretch",), ("background_snr", "background"), ("shift_ms", "noise")])
+@pytest.mark.parametrize(
+    "left_out", [(), ("stretch",), ("background_snr", "background"), ("shift_ms", "noise")]
+)
 def test_a_clip_is_changed_alike_alone_and_in_a_batch(waves, left_out):
     augment = Augment(**{k: v for k, v in EVERYTHING.items() if k not in left_out})
     samples = torch.tensor([16000, 9000, 16000, 12000])
@@ -117,7 +145,7 @@ def test_a_clip_is_changed_alike_alone_and_in_a_batch(waves, left_out):
     together, ends = augment.apply(waves, draw, samples)
     assert not torch.allclose(together, waves, atol=1e-3)
     for i in range(4):
-        alone, end = augment.apply(waves[i:i + 1], row_of(draw, i), samples[i:i + 1])
+        alone, end = augment.apply(waves[i : i + 1], row_of(draw, i), samples[i : i + 1])
         torch.testing.assert_close(alone[0], together[i], atol=1e-6, rtol=1e-5)
         assert end == ends[i]
 
@@ -159,7 +187,9 @@ def test_shifts_cover_their_range():
 def test_slower_then_shifted_left_ends_where_the_zeros_begin(waves):
     augment = Augment(shift_ms=100, stretch=(0.9, 0.9))
     out, ends = augment.apply(waves[:1], {"tempo": 0.9, "shift": torch.tensor([-1600])})
-    assert ends.tolist() == [14400] and out[0, 14400:].abs().max() == 0 and out[0, 14300:14400].abs().max() > 0.1
+    assert (
+        ends.tolist() == [14400] and out[0, 14400:].abs().max() == 0 and out[0, 14300:14400].abs().max() > 0.1
+    )
 
 
 @pytest.mark.parametrize("kind", [np.int16, np.float32])
@@ -176,7 +206,7 @@ def test_background_is_mixed_at_the_drawn_ratio(waves, kind):
     torch.testing.assert_close(ratio[mixed], draw["snr"].double()[mixed], atol=0.02, rtol=0)
     assert draw["snr"].min() >= -5 and draw["snr"].max() <= 20 and draw["snr"].max() > draw["snr"].min() + 10
     i = int(mixed.nonzero()[0])
-    piece = torch.from_numpy(noise).double()[draw["start"][i]:draw["start"][i] + RATE]
+    piece = torch.from_numpy(noise).double()[draw["start"][i] : draw["start"][i] + RATE]
     assert torch.corrcoef(torch.stack([piece, added[i]]))[0, 1] > 0.999
 
 
@@ -189,7 +219,8 @@ def test_white_noise_is_normal_and_each_row_its_own():
     x = white(torch.arange(50), 16001, "cpu")
     assert x.shape == (50, 16001) and x.isfinite().all()
     assert x.mean().abs() < 0.005 and (x.std() - 1).abs() < 0.005 and (x.pow(4).mean() - 3).abs() < 0.05
-    assert (x.double().corrcoef() - torch.eye(50)).abs().max() < 0.04  # neighbouring seeds have nothing in common
+    # neighbouring seeds have nothing in common
+    assert (x.double().corrcoef() - torch.eye(50)).abs().max() < 0.04
     spectrum = torch.fft.rfft(x).abs().square().mean(0)[1:8001].view(16, 500).mean(1) / 16001
     assert (spectrum - 1).abs().max() < 0.05  # white
     assert torch.equal(white(torch.tensor([7]), 16001, "cpu")[0], x[7])
@@ -287,8 +318,15 @@ def test_collate_image(split):
 
 def test_an_epoch_is_a_function_of_seed_and_epoch(split):
     def epoch(number, seed=0):
-        batches = Batches(split, WaveToSpec(**SMALL), Normalise(), 2, augment=Augment(**EVERYTHING),
-                          mask=SpecMask((1, 4), (1, 4)), seed=seed)
+        batches = Batches(
+            split,
+            WaveToSpec(**SMALL),
+            Normalise(),
+            2,
+            augment=Augment(**EVERYTHING),
+            mask=SpecMask((1, 4), (1, 4)),
+            seed=seed,
+        )
         return [torch.cat(parts) for parts in zip(*batches.epoch(number))]
 
     first, again = epoch(0), epoch(0)
@@ -303,23 +341,3 @@ def test_processes_share_every_batch(split):
     (a,), (b,), (both,) = (list(x.epoch(3)) for x in (*parts, whole))
     assert len(a[1]) == len(b[1]) == 2
     torch.testing.assert_close(torch.stack([a[0], b[0]], 1).flatten(0, 1), both[0], atol=1e-3, rtol=1e-4)
-
-
-def test_the_published_api(split):
-    """The usage that the paper's README shows, with kwslib for its package."""
-    data = split
-    from kwslib import (Augment, RetNetKWS, SpeechCommands, WaveToSpec, collate_image, collate_seq, mamba_mel_large,  # noqa: F401
-                        mamba_mel_medium, mamba_mel_small, mamba_mfcc_large, mamba_mfcc_medium, mamba_mfcc_small,  # noqa: F401
-                        mobilenet_v2_kws)  # noqa: F401
-
-    model = mamba_mel_medium(n_classes=35)
-    frontend = WaveToSpec(n_mels=128, n_fft=2048, hop_length=256)
-    dataset = SpeechCommands(data, None, frontend)
-    loader = DataLoader(dataset, batch_size=2, shuffle=True, collate_fn=collate_seq)
-    model.eval()
-    with torch.no_grad():
-        for inputs, targets, lengths in loader:
-            assert model(inputs, lengths).shape == (len(targets), 35)
-        images, _, lengths = loaded(SpeechCommands(data, Augment(shift_ms=100), frontend), collate_image)
-        assert mobilenet_v2_kws(n_classes=35).eval()(images, lengths).shape == (4, 35)
-        assert RetNetKWS(n_classes=36).eval()(inputs, None).shape == (2, 36)

@@ -1,11 +1,24 @@
-"""Metrics: scikit-learn's numbers, and an interval that knows that clips of one speaker are alike."""
+"""Metrics: scikit-learn's numbers; an interval that resamples speakers; the result file, and a
+disk that does not take it."""
 
+import errno
 import json
+import os
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from test_train import WORDS, corpus, finished, one_thread, recipe, run  # noqa: F401, F811 (some are fixtures)
 
+from kwslib import evaluate as evaluation
+from kwslib import io as kws_io
+from kwslib import train as training
+from kwslib.io import KwsError, cli, write_json
 from kwslib.metrics import confusion_matrix, report, speaker_interval
+from kwslib.spotter import save_checkpoint
 
 LABELS = ["cat", "dog", "go", "up", "yes"]
 
@@ -27,10 +40,14 @@ def test_scikit_learn_agrees(words):
     assert r["confusion"] == sk.confusion_matrix(targets, predictions, labels=every).tolist()
     assert r["accuracy"] == pytest.approx(sk.accuracy_score(targets, predictions))
     assert r["macro_f1"] == pytest.approx(sk.f1_score(targets, predictions, labels=present, average="macro"))
-    precision, recall, _, n = sk.precision_recall_fscore_support(targets, predictions, labels=every, zero_division=0)
+    precision, recall, _, n = sk.precision_recall_fscore_support(
+        targets, predictions, labels=every, zero_division=0
+    )
     assert list(r["per_word"]) == LABELS
     for i, word in enumerate(LABELS):
-        assert r["per_word"][word] == pytest.approx({"precision": precision[i], "recall": recall[i], "n": n[i]})
+        assert r["per_word"][word] == pytest.approx(
+            {"precision": precision[i], "recall": recall[i], "n": n[i]}
+        )
     assert r["n"] == 400 and r["speakers"] == len(set(speakers))
     assert json.loads(json.dumps(r, allow_nan=False)) == r
 
@@ -71,3 +88,149 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 
 def test_all_right_is_one():
     assert speaker_interval(np.ones(30, bool), np.arange(30)) == [1.0, 1.0]
+
+
+# -- the result file
+
+
+def test_result_file(corpus, finished, tmp_path):
+    out, card = finished
+    result = evaluation.test(out, corpus, tmp_path / "results" / "tiny")
+    assert json.loads((tmp_path / "results/tiny/runs/keyword_cnn-0.json").read_text()) == result
+    copied = tmp_path / "results/tiny/history/keyword_cnn-0.csv"
+    assert copied.read_text() == (out / "history.csv").read_text()
+    assert set(result) == {
+        "model",
+        "seed",
+        "profile",
+        "corpus",
+        "task",
+        "labels",
+        "parameters",
+        "macs",
+        "config",
+        "validation",
+        "test",
+        "test_common",
+        "training",
+        "machine",
+    }
+    assert (result["model"], result["seed"], result["profile"], result["task"]) == (
+        "keyword_cnn",
+        0,
+        "tiny",
+        "all",
+    )
+    assert set(result["corpus"]) == {
+        "name",
+        "source",
+        "synthetic",
+        "licence",
+        "attribution",
+        "checksum",
+        "clips",
+        "speakers",
+    }
+    assert result["corpus"]["clips"] == {"training": 96, "validation": 24, "testing": 24}
+    assert result["labels"] == sorted(WORDS) and result["parameters"] == 93_507 and result["macs"] > 0
+    assert result["config"] == card["recipe"] and result["validation"] == card["validation"]
+    t = result["test"]
+    assert set(t) == {"n", "speakers", "accuracy", "interval", "macro_f1", "per_word", "confusion"}
+    assert t["n"] == 24 and t["speakers"] == 2 and np.sum(t["confusion"]) == 24
+    assert t["accuracy"] == pytest.approx(np.trace(t["confusion"]) / 24)
+    assert t["per_word"].keys() == WORDS.keys() and result["test_common"] is None
+    assert {"epochs", "seconds", "clips_per_second", "precision"} <= set(result["training"])
+
+
+def test_accuracy_of_common_words(corpus, finished, tmp_path, monkeypatch):
+    rich = shutil.copytree(corpus, tmp_path / "rich")
+    card = json.loads((rich / "card.json").read_text())
+    card["words"]["low"]["training"] = card["words"]["high"]["training"] = 700
+    write_json(rich / "card.json", card)
+    result = evaluation.test(finished[0], rich, tmp_path / "results")
+    common, confusion = result["test_common"], result["test"]["confusion"]
+    assert (
+        common["minimum_training_clips"] == 700 and common["words"] == ["high", "low"] and common["n"] == 16
+    )
+    assert common["accuracy"] == pytest.approx((confusion[0][0] + confusion[1][1]) / 16)
+
+
+def test_another_label_set_is_refused(corpus, finished, tmp_path):
+    other = shutil.copytree(corpus, tmp_path / "other")
+    index = (other / "index.csv").read_text()
+    (other / "index.csv").write_text(index.replace(",middle,", ",medium,"))
+    with pytest.raises(
+        KwsError, match="tells high, low, middle apart, corpus .*other holds high, low, medium"
+    ):
+        evaluation.test(finished[0], other, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+# -- the disk
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def sentence(capsys, monkeypatch, module, *arguments):
+    """What a program that fails says: one line, no traceback."""
+    monkeypatch.setattr(sys, "argv", ["kwslib", *map(str, arguments)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e:
+        cli(module.main)
+    told = capsys.readouterr().err
+    assert e.value.code == 2 and told.count("\n") == 1 and told.startswith("error: "), told
+    return told
+
+
+def flags(config):
+    return [f"--{k}={json.dumps(v) if not isinstance(v, Path) else v}" for k, v in vars(config).items()]
+
+
+@pytest.mark.parametrize("where", ["fsync", "write_bytes"])
+def test_full_disk(corpus, tmp_path, monkeypatch, capsys, where):
+    out = tmp_path / "run"
+    with monkeypatch.context() as m:
+        m.setattr(*{"fsync": (kws_io.os, "fsync"), "write_bytes": (Path, "write_bytes")}[where], full)
+        told = sentence(capsys, m, training, *flags(recipe(corpus, out, epochs=1)))
+    assert "No space left on device; free some space" in told
+    assert not (out / "model.safetensors").exists() and not list(out.glob(".*"))  # no scratch file either
+    assert run(corpus, out, epochs=1)["finished"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, the device that is always full")
+def test_full_disk_for_real(tmp_path):
+    """The writer itself raises OSError on a full disk, whatever library is beneath it."""
+    (tmp_path / f".model.safetensors.{os.getpid()}.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError) as e:
+        save_checkpoint(tmp_path / "model.safetensors", {"a": torch.zeros(100_000)}, {})
+    assert e.value.errno == errno.ENOSPC
+    assert [p.name for p in tmp_path.iterdir()] == ["model.json"]
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_file_where_the_folder_should_be(corpus, finished, tmp_path, monkeypatch, capsys, below):
+    (tmp_path / "file").write_text("mine")
+    out = tmp_path / "file" / below
+    monkeypatch.setattr(training, "train_epoch", lambda *_: pytest.fail("trained before it looked"))
+    told = sentence(capsys, monkeypatch, training, *flags(recipe(corpus, out)))
+    assert f"cannot write {out}" in told and "choose a folder" in told
+    told = sentence(capsys, monkeypatch, evaluation, finished[0], "--corpus", corpus, "--out", out)
+    assert "cannot write" in told and (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (["--lr", "fast"], "config key lr is 'fast'"),
+        (["--learning-rate", "1"], "unknown key 'learning_rate'"),
+        (["--config", "none.yaml"], "none.yaml does not exist"),
+        (["--corpus", "no/such"], "corpus no/such does not exist"),
+        (["--device", "abacus"], "device 'abacus' is not known"),
+    ],
+)
+def test_wrong_options_end_in_one_line(arguments, match, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert match in sentence(capsys, monkeypatch, training, *arguments)
+    assert list(tmp_path.iterdir()) == []

@@ -1,10 +1,12 @@
-"""Models: the parameters are the published ones, padding and company change nothing, both forms of retention agree."""
+"""Models: the published sizes; padding and company change nothing; both forms of retention agree."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
+import kwslib
 from kwslib.io import KwsError
 from kwslib.mamba import Mamba
 from kwslib.models import MODELS, build, count_macs, count_parameters, features_of
@@ -26,13 +28,29 @@ PARAMETERS = {  # at 35 and 36 classes
 CLAIMED = {"mamba_mel_small": 403_779, "mamba_mel_medium": 1_339_651, "mamba_mel_large": 3_167_939}
 SEQUENCE = ["mamba_mel_small", "mamba_mfcc_small", "retnet", "keyword_cnn", "kwt_1"]
 MAMBA_SSM = {  # mamba_ssm.Mamba(d_model=64).state_dict()
-    "A_log": (128, 16), "D": (128,), "in_proj.weight": (256, 64), "conv1d.weight": (128, 1, 4), "conv1d.bias": (128,),
-    "x_proj.weight": (36, 128), "dt_proj.weight": (128, 4), "dt_proj.bias": (128,), "out_proj.weight": (64, 128),
+    "A_log": (128, 16),
+    "D": (128,),
+    "in_proj.weight": (256, 64),
+    "conv1d.weight": (128, 1, 4),
+    "conv1d.bias": (128,),
+    "x_proj.weight": (36, 128),
+    "dt_proj.weight": (128, 4),
+    "dt_proj.bias": (128,),
+    "out_proj.weight": (64, 128),
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small tensors: threads that wait for each other on a busy machine cost more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def shaken(name, n_classes=35):
-    """A model whose biases and running statistics are none of them zero, so that padding has a way to matter."""
+    """A model whose biases and running statistics are none of them zero, so padding could matter."""
     torch.manual_seed(0)
     model = build(name, n_classes).eval()
     with torch.no_grad():
@@ -83,12 +101,18 @@ def test_unknown_model():
 
 
 @settings(max_examples=5, deadline=None, derandomize=True)
-@given(lengths=st.lists(st.integers(2, 24), min_size=1, max_size=3), more=st.integers(0, 9), seed=st.integers(0, 999))
+@given(
+    lengths=st.lists(st.integers(2, 24), min_size=1, max_size=3),
+    more=st.integers(0, 9),
+    seed=st.integers(0, 999),
+)
 def test_padding_and_company_change_nothing(sequence_model, lengths, more, seed):
     model, width = sequence_model
     generator = torch.Generator().manual_seed(seed)
     clips = [torch.randn(n, width, generator=generator) for n in lengths]
-    batch = torch.randn(len(clips), max(lengths) + more, width, generator=generator) * 10  # padding is anything
+    batch = (
+        torch.randn(len(clips), max(lengths) + more, width, generator=generator) * 10
+    )  # padding is anything
     for row, clip in zip(batch, clips):
         row[: len(clip)] = clip
     with torch.no_grad():
@@ -117,7 +141,9 @@ def test_kwt_longer_than_its_positions():
 def test_mobilenet_takes_an_image_as_collate_image_gives_it():
     model, inputs = shaken("mobilenet_v2_035"), torch.randn(2, 63, 128)
     with torch.no_grad():
-        torch.testing.assert_close(model(inputs), model(inputs.transpose(1, 2)[:, None], torch.tensor([63, 63])))
+        torch.testing.assert_close(
+            model(inputs), model(inputs.transpose(1, 2)[:, None], torch.tensor([63, 63]))
+        )
 
 
 def test_mixer_has_the_names_and_shapes_of_mamba_ssm():
@@ -141,7 +167,7 @@ def test_mixer_sees_no_future():
     y = mixer(x)
     for t in (0, 5, 11):
         (slope,) = torch.autograd.grad(y[:, t].sum(), x, retain_graph=True)
-        assert slope[:, t + 1:].abs().sum() == 0 and (slope[:, : t + 1].abs().sum((0, 2)) > 0).all()
+        assert slope[:, t + 1 :].abs().sum() == 0 and (slope[:, : t + 1].abs().sum((0, 2)) > 0).all()
 
 
 @pytest.mark.parametrize("module", [Retention(32, 4), RetNetBlock(32, 4, 0.1)], ids=["retention", "block"])
@@ -150,7 +176,7 @@ def test_recurrent_retention_equals_parallel(module):
     module.eval()
     with torch.no_grad():
         for t in range(25):
-            y, state = module.step(x[:, t:t + 1], state)
+            y, state = module.step(x[:, t : t + 1], state)
             steps.append(y)
         torch.testing.assert_close(torch.cat(steps, 1), module(x), atol=1e-5, rtol=1e-4)
 
@@ -161,7 +187,7 @@ def test_recurrent_retention_through_the_whole_model():
         x, _ = model.frontend(torch.randn(1, 30, width), None)
         states, last = [None] * len(model.blocks), []
         for t in range(x.shape[1]):
-            frame = x[:, t:t + 1]
+            frame = x[:, t : t + 1]
             for i, block in enumerate(model.blocks):
                 frame, states[i] = block.step(frame, states[i])
             last.append(frame)
@@ -185,3 +211,36 @@ def test_counting_leaves_the_model_as_it_was():
     model = build("mamba_mfcc_small").train()
     first = count_macs(model, torch.zeros(1, 20, 40))
     assert model.training and count_macs(model, torch.zeros(1, 20, 40)) == first
+
+
+def test_the_published_api():
+    """The usage that the paper's README shows, with kwslib for its package."""
+    data = [(0.1 * torch.randn(16000), target) for target in (3, 1, 2, 0)]
+    from kwslib import (
+        Augment,
+        RetNetKWS,
+        SpeechCommands,
+        WaveToSpec,
+        collate_image,
+        collate_seq,
+        mamba_mel_medium,
+        mobilenet_v2_kws,
+    )
+
+    model = mamba_mel_medium(n_classes=35)
+    frontend = WaveToSpec(n_mels=128, n_fft=2048, hop_length=256)
+    dataset = SpeechCommands(data, None, frontend)
+    loader = DataLoader(dataset, batch_size=2, shuffle=True, collate_fn=collate_seq)
+    model.eval()
+    with torch.no_grad():
+        for inputs, targets, lengths in loader:
+            assert model(inputs, lengths).shape == (len(targets), 35)
+        augmented = SpeechCommands(data, Augment(shift_ms=100), frontend)
+        ((images, _, lengths),) = DataLoader(augmented, batch_size=4, collate_fn=collate_image)
+        assert mobilenet_v2_kws(n_classes=35).eval()(images, lengths).shape == (4, 35)
+        assert RetNetKWS(n_classes=36).eval()(inputs, None).shape == (2, 36)
+
+
+@pytest.mark.parametrize("name", kwslib.__all__)
+def test_every_name_that_is_offered_is_there(name):
+    assert callable(getattr(kwslib, name)) or name == "MODELS"

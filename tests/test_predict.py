@@ -21,6 +21,15 @@ sf = pytest.importorskip("soundfile")
 LABELS = ["down", "go", "up", "yes"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small tensors: threads that wait for each other on a busy machine cost more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A model that was never trained, its last layer scaled so that it tells two chirps apart."""
@@ -32,8 +41,12 @@ def checkpoint(tmp_path_factory):
         last.bias -= logits.mean(0)
         for parameter in (last.weight, last.bias):
             parameter *= 3 / (logits[0] - logits[1]).abs().max()
-    card = {"model": "mamba_mfcc_small", "labels": LABELS, "features": spec.options,
-            "normalisation": {"mean": -2.0, "std": 20.0}}
+    card = {
+        "model": "mamba_mfcc_small",
+        "labels": LABELS,
+        "features": spec.options,
+        "normalisation": {"mean": -2.0, "std": 20.0},
+    }
     path = tmp_path_factory.mktemp("checkpoints") / "model.safetensors"
     save_checkpoint(path, model.state_dict(), card)
     return path
@@ -75,7 +88,9 @@ def test_any_sound_gets_an_answer(spotter, plain, seconds, rate, channels, kind)
     p = [probability for _, probability in answer]
     assert sorted(label for label, _ in answer) == LABELS
     assert p == sorted(p, reverse=True) and sum(p) == pytest.approx(1, abs=1e-5) and min(p) >= 0
-    np.testing.assert_allclose(values(answer), plain(seconds, rate), atol=0.02)  # neither channels nor integers matter
+    np.testing.assert_allclose(
+        values(answer), plain(seconds, rate), atol=0.02
+    )  # neither channels nor integers matter
 
 
 def test_rates_agree(spotter):
@@ -107,9 +122,9 @@ def test_padding_does_not_count(spotter):
 @pytest.mark.parametrize("at", [0, 16000, 43200])
 def test_of_a_long_recording_the_surest_window_answers(spotter, at):
     long = np.zeros(59200, np.float32)
-    long[at:at + 16000] = chirp(start=3000, end=400)
+    long[at : at + 16000] = chirp(start=3000, end=400)
     starts = [*range(0, 43200, 4000), 43200]  # the last one ends where the recording does
-    windows = torch.from_numpy(np.stack([long[s:s + 16000] for s in starts]))
+    windows = torch.from_numpy(np.stack([long[s : s + 16000] for s in starts]))
     p = spotter.logits(windows, torch.full((len(starts),), 16000)).softmax(1)
     best = p[p.amax(1).argmax()]
     np.testing.assert_allclose(values(spotter.predict(long, 16000)), best, atol=1e-3)
@@ -117,14 +132,18 @@ def test_of_a_long_recording_the_surest_window_answers(spotter, at):
 
 def test_an_hour_is_not_one_batch(spotter, monkeypatch):
     sizes, logits = [], spotter.logits
-    monkeypatch.setattr(spotter, "logits", lambda w, s: sizes.append(len(w)) or logits(w[:1], s[:1]).expand(len(w), -1))
+    monkeypatch.setattr(
+        spotter, "logits", lambda w, s: sizes.append(len(w)) or logits(w[:1], s[:1]).expand(len(w), -1)
+    )
     spotter.predict(np.zeros(16000 * 120, np.float32), 16000)
     assert sum(sizes) == 477 and max(sizes) <= 64
 
 
 def test_load_takes_file_folder_or_card(checkpoint):
-    a, *others = (kwslib.load(p).predict(chirp(), 16000)
-                  for p in (checkpoint, str(checkpoint), checkpoint.parent, checkpoint.with_suffix(".json")))
+    a, *others = (
+        kwslib.load(p).predict(chirp(), 16000)
+        for p in (checkpoint, str(checkpoint), checkpoint.parent, checkpoint.with_suffix(".json"))
+    )
     assert all(other == a for other in others) and isinstance(kwslib.load(checkpoint), KeywordSpotter)
 
 
@@ -143,8 +162,10 @@ def test_the_program_prints_what_predict_returns(spotter, checkpoint, tmp_path, 
     sf.write(tmp_path / "b.wav", chirp(2, start=3000, end=400), 16000)
     assert run(monkeypatch, checkpoint, tmp_path / "a.wav", tmp_path / "b.wav", "--top", "4") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"{f}: " + "  ".join(f"{label} {p:.1%}" for label, p in spotter.predict(f))
-                     for f in (tmp_path / "a.wav", tmp_path / "b.wav")]
+    assert lines == [
+        f"{f}: " + "  ".join(f"{label} {p:.1%}" for label, p in spotter.predict(f))
+        for f in (tmp_path / "a.wav", tmp_path / "b.wav")
+    ]
 
 
 def bad_sounds(folder):
@@ -153,11 +174,19 @@ def bad_sounds(folder):
     (folder / "samples.raw").write_bytes(bytes(2000))
     sf.write(folder / "empty.wav", np.zeros(0), 16000)
     sf.write(folder / "nan.wav", np.array([0.1, np.nan, 0.2]), 16000, subtype="FLOAT")
-    return {"missing.wav": "does not exist", "text.wav": "cannot be read as audio", "nothing.wav": "cannot be read as audio",
-            "samples.raw": "cannot be read as audio", "empty.wav": "holds no samples", "nan.wav": "NaN or infinite"}
+    return {
+        "missing.wav": "does not exist",
+        "text.wav": "cannot be read as audio",
+        "nothing.wav": "cannot be read as audio",
+        "samples.raw": "cannot be read as audio",
+        "empty.wav": "holds no samples",
+        "nan.wav": "NaN or infinite",
+    }
 
 
-@pytest.mark.parametrize("name", ["missing.wav", "text.wav", "nothing.wav", "samples.raw", "empty.wav", "nan.wav"])
+@pytest.mark.parametrize(
+    "name", ["missing.wav", "text.wav", "nothing.wav", "samples.raw", "empty.wav", "nan.wav"]
+)
 def test_bad_sounds(spotter, checkpoint, tmp_path, monkeypatch, capsys, name):
     match = bad_sounds(tmp_path)[name]
     with pytest.raises(KwsError, match=f"{name}.*{match}"):
@@ -172,11 +201,17 @@ def one_line(monkeypatch, capsys, name, match, *arguments):
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and name in err and match in err
 
 
-@pytest.mark.parametrize("wave, rate, match", [
-    (np.zeros(16000, np.float32), None, "needs the rate"), (np.zeros(16000, np.float32), 0, "sample_rate is 0"),
-    (np.zeros(0, np.float32), 16000, "no samples"), (np.zeros((2, 0), np.float32), 16000, "no samples"),
-    (np.full(16000, np.nan, np.float32), 16000, "NaN"), (np.full(16000, np.inf, np.float32), 44100, "infinite"),
-])
+@pytest.mark.parametrize(
+    "wave, rate, match",
+    [
+        (np.zeros(16000, np.float32), None, "needs the rate"),
+        (np.zeros(16000, np.float32), 0, "sample_rate is 0"),
+        (np.zeros(0, np.float32), 16000, "no samples"),
+        (np.zeros((2, 0), np.float32), 16000, "no samples"),
+        (np.full(16000, np.nan, np.float32), 16000, "NaN"),
+        (np.full(16000, np.inf, np.float32), 44100, "infinite"),
+    ],
+)
 def test_bad_samples(spotter, wave, rate, match):
     with pytest.raises(KwsError, match=match):
         spotter.predict(wave, rate)
@@ -190,13 +225,20 @@ def rewritten(path, target, **changes):
     save_checkpoint(target, weights, {**card, **changes})
 
 
-@pytest.mark.parametrize("kind, match", [
-    ("missing", "does not exist; train one"), ("text", "is not a readable safetensors file"),
-    ("cut", "is not a readable safetensors file"), ("no card", "was not written by kwslib"),
-    ("half a card", "was not written by kwslib"), ("variant", "does not fit mamba_mfcc_medium"),
-    ("labels", "does not fit mamba_mfcc_small with 3 labels"), ("future", "is of model 'mamba_3'"),
-    ("pickle", "is not a readable safetensors file"),
-])
+@pytest.mark.parametrize(
+    "kind, match",
+    [
+        ("missing", "does not exist; train one"),
+        ("text", "is not a readable safetensors file"),
+        ("cut", "is not a readable safetensors file"),
+        ("no card", "was not written by kwslib"),
+        ("half a card", "was not written by kwslib"),
+        ("variant", "does not fit mamba_mfcc_medium"),
+        ("labels", "does not fit mamba_mfcc_small with 3 labels"),
+        ("future", "is of model 'mamba_3'"),
+        ("pickle", "is not a readable safetensors file"),
+    ],
+)
 def test_wrong_checkpoints(checkpoint, tmp_path, monkeypatch, capsys, kind, match):
     path = tmp_path / "wrong.safetensors"
     if kind == "text":
