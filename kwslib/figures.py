@@ -22,8 +22,7 @@ COLUMN, PAGE = 3.4, 7.0  # widths in inches: single and double column
 RC = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
       "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
       "axes.grid": True, "grid.color": "0.9", "axes.axisbelow": True, "pdf.fonttype": 42,
-      "lines.linewidth": 1.2, "lines.markersize": 4.5, "hatch.linewidth": 0.6,
-      "figure.constrained_layout.use": True}
+      "lines.linewidth": 1.2, "lines.markersize": 4.5, "hatch.linewidth": 0.6, "figure.constrained_layout.use": True}
 FAMILIES = {"mamba_mel": ("#0072B2", "o", "Mamba-Mel"), "mamba_mfcc": ("#E69F00", "s", "Mamba-MFCC"),
             "retnet": ("#009E73", "^", "RetNet"), "mobilenet_v2": ("#AA4499", "D", "MobileNetV2"),
             "kwt": ("#D55E00", "v", "KWT"), "keyword_cnn": ("#777777", "P", "CNN")}
@@ -330,7 +329,7 @@ def draw_all(runs, benchmark, claims):
                 f"Latency (batch 1, features to logits), throughput. {timed}")
     if (benchmark or {}).get("length"):
         drawn["length"] = length_scaling(benchmark, claims), (
-            f"Cost of one pass against the length of the audio; exponents fitted over this range. {timed}")
+            f"Cost of one pass against the length of the audio; exponents fitted over the longest. {timed}")
     return drawn
 
 

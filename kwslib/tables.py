@@ -216,8 +216,8 @@ def build_tables(runs, benchmark, claims):
             "exponent of memory": "length.exponent_memory", f"ms at {first} s": f"ms at {first}",
             f"ms at {last} s": f"ms at {last}", f"MB at {first} s": f"mb at {first}",
             f"MB at {last} s": f"mb at {last}"}), (
-            f"Cost against length of audio, {first} s to {last} s, fitted as length to the power of the "
-            f"exponent (1: linear, 2: quadratic) over this range. {timed}")
+            f"Cost against length of audio, {first} s to {last} s, and the exponent of its growth (1: linear, 2: "
+            f"quadratic), fitted over {length.get('fitted_over', 'these lengths')}. {timed}")
     return tables
 
 

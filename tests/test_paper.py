@@ -266,8 +266,8 @@ def test_measured_and_published_accuracy_share_axes_only_on_the_same_test_set(cl
     assert len(figures.accuracy_against([run], claims).axes) == 1
 
 
-def test_labels_beside_points_do_not_cover_each_other(drawn):
-    ax = drawn["accuracy_parameters"][0].axes[1]
+def test_labels_beside_points_do_not_cover_each_other(claims):
+    ax = figures.accuracy_against([a_run("mamba_mel_small", 0, 0.9)], claims).axes[1]
     boxes = [text.get_window_extent() for text in ax.texts if text.get_text()]
     assert len(boxes) > 10 and not any(a.overlaps(b) for a, b in combinations(boxes, 2))
 
