@@ -74,7 +74,7 @@ def corpus_name(runs):
 def source(runs):
     """Caption part: the corpus and its licence notice."""
     corpus = runs[0]["corpus"]
-    credit = "Not speech" if corpus["synthetic"] else corpus.get("attribution") or corpus["licence"]
+    credit = "Synthetic speech, no recordings" if corpus["synthetic"] else corpus.get("attribution") or corpus["licence"]
     return f"Corpus: {corpus_name(runs)}. {credit.rstrip('.')}."
 
 
