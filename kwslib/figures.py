@@ -22,10 +22,12 @@ COLUMN, PAGE = 3.4, 7.0  # widths in inches: single and double column
 RC = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
       "legend.fontsize": 7, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
       "axes.grid": True, "grid.color": "0.9", "axes.axisbelow": True, "pdf.fonttype": 42,
-      "lines.linewidth": 1.2, "lines.markersize": 4.5, "hatch.linewidth": 0.6, "figure.constrained_layout.use": True}
+      "lines.linewidth": 1.2, "lines.markersize": 4.5, "hatch.linewidth": 0.6,
+      "figure.constrained_layout.use": True, "figure.constrained_layout.wspace": 0.05}
 FAMILIES = {"mamba_mel": ("#0072B2", "o", "Mamba-Mel"), "mamba_mfcc": ("#E69F00", "s", "Mamba-MFCC"),
             "retnet": ("#009E73", "^", "RetNet"), "mobilenet_v2": ("#AA4499", "D", "MobileNetV2"),
             "kwt": ("#D55E00", "v", "KWT"), "keyword_cnn": ("#777777", "P", "CNN")}
+BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25), "handlelength": 3}  # a legend off the data
 LINES = {"small": "-", "medium": "--", "large": ":", "075": "--", "035": ":", "1": "-."}
 
 
@@ -67,7 +69,7 @@ def learning_curves(runs, claims):
         group = groups.get(FAMILIES[family_of(run["model"])][2], groups["other models"])
         group.setdefault(run["model"], []).append(run["history"])
     groups = {title: models for title, models in groups.items() if models}
-    fig, axes = figure(PAGE, 4, 2, len(groups), sharex=True, sharey="row", squeeze=False)
+    fig, axes = figure(PAGE, 4.6, 2, len(groups), sharex=True, sharey="row", squeeze=False)
     for column, (title, models) in zip(axes.T, groups.items()):
         for i, (model, seeds) in enumerate(models.items()):
             length = min(map(len, seeds))
@@ -79,7 +81,7 @@ def learning_curves(runs, claims):
                 ax.fill_between(epochs, values.min(0), values.max(0), color=style["color"], alpha=0.15)
         column[0].set_title(title)
         column[1].set_xlabel("epoch")
-        column[0].legend(loc="lower right", handlelength=3)
+        column[1].legend(**BELOW)
     fig.suptitle(tables.corpus_name(runs), fontsize=8)
     axes[0, 0].set_ylabel("validation accuracy (%)")
     axes[1, 0].set_ylabel("training loss (nats)")
@@ -112,20 +114,19 @@ def parsed(text):
 
 
 def label_points(ax, points):
-    """Write the text of each (x, y, text) beside it, clear of all points and of the other labels."""
+    """Write the text of each (x, y, text, colour) beside it, clear of all points and of the other labels."""
     from matplotlib.transforms import Bbox
 
     ax.figure.draw_without_rendering()  # settles the layout, on which the search relies
-    places = ax.transData.transform([point[:2] for point in points])
-    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in places]
-    for x, y, text in points:
-        note = ax.annotate(text, (x, y), (0, 0), textcoords="offset points", fontsize=6, va="center",
-                           in_layout=False)
+    taken = [Bbox([ax.transData.transform(point[:2])] * 2).padded(5) for point in points]
+    for x, y, text, colour in points:
+        note = ax.annotate(text, (x, y), (0, 0), textcoords="offset points", color=colour, fontsize=6,
+                           va="center", in_layout=False)
         for step in range(60 if text else 0):  # a widening spiral of twelve directions
             radius, angle = 6 + 4 * (step // 12), step * np.pi / 6
             dx, dy = radius * np.cos(angle), radius * np.sin(angle)
             note.set(position=(dx, dy), ha="left" if dx > 1 else "right" if dx < -1 else "center")
-            box = note.get_window_extent().padded(1)
+            box = note.get_window_extent()
             inside = ax.bbox.contains(box.x0, box.y0) and ax.bbox.contains(box.x1, box.y1)
             if inside and not box.count_overlaps(taken):
                 break
@@ -142,7 +143,6 @@ def accuracy_against(runs, claims, quantity="parameters"):
 
     same = is_v2_35(runs, claims)
     fig, axes = figure(PAGE, 4.4 if same else 3.2, 1, 1 if same else 2, squeeze=False)
-    fig.get_layout_engine().set(wspace=0.06)
     ours, theirs, facts = axes[0, 0], axes[0, -1], tables.collect(runs, None, claims)
     marks, points = [], []  # points that carry a label; measured ones are told by colour and marker
     for family, (colour, marker, name) in FAMILIES.items():
@@ -153,19 +153,20 @@ def accuracy_against(runs, claims, quantity="parameters"):
             ours.errorbar(x, y, np.abs([y - low, high - y]), color=colour, fmt=marker, capsize=2)
             ours.plot(x, y, color=colour, linewidth=0.6, alpha=0.6)
             marks.append(Line2D([], [], marker=marker, color=colour, linestyle="", label=f"{name}, measured"))
-            points += [(point[0], level, "") for point in own for level in point[1:] if same]
+            points += [(point[0], level, "", colour) for point in own for level in point[1:] if same]
     for model, entry in claims["models"].items():
         claimed, x = entry["claimed"] or {}, facts[model].get("macs")
         if quantity == "parameters":  # where no count is claimed, the true one
             x = parsed(claimed.get("parameters") or str(entry.get("true_parameters", {}).get(35, 0)))
         if claimed.get("accuracy") and x:
-            points.append((x, parsed(claimed["accuracy"]), look(model, claims)["label"]))
-            theirs.plot(*points[-1][:2], "x", color=look(model, claims)["color"], markeredgewidth=1.3)
+            style = look(model, claims)
+            points.append((x, parsed(claimed["accuracy"]), style["label"], style["color"]))
+            theirs.plot(*points[-1][:2], "x", color=style["color"], markeredgewidth=1.3)
     for rival in claims["rivals"]:
         macs = facts.get(rival.get("implemented"), {}).get("macs")
         x = parsed(rival["parameters"]) if quantity == "parameters" else macs
         if rival["v2_35"] and x:
-            points.append((x, parsed(rival["v2_35"]), rival.get("short", rival["model"])))
+            points.append((x, parsed(rival["v2_35"]), rival.get("short", rival["model"]), "0.3"))
             theirs.plot(*points[-1][:2], "o", color="0.3", markerfacecolor="none")
     for ax in axes.flat:
         ax.set(xscale="log", xlabel="parameters" if quantity == "parameters" else "MACs per second of audio")
@@ -200,11 +201,10 @@ def latency_and_throughput(benchmark, claims, device="models"):
         bars.barh(np.arange(len(models)) + 0.8 * (i + 0.5) / len(threads), p50, 0.8 / len(threads),
                   xerr=[0 * p50, p95 - p50], capsize=1.5, edgecolor="black", linewidth=0.5,
                   color=("0.7", "white", "0.4")[i % 3], hatch=(None, "////", "....")[i % 3],
-                  error_kw={"linewidth": 0.7}, label=f"{key} thread{'s' * (key != '1')}")
+                  error_kw={"linewidth": 0.7}, label=f"threads: {key}" if device == "models" else "GPU")
     bars.set_yticks(np.arange(len(models)) + 0.4, [look(model, claims)["label"] for model in models])
-    bars.invert_yaxis()
+    bars.set(xlabel="latency of one clip (ms), whisker: p95", ylim=(len(models), -0.2))
     bars.grid(axis="y", visible=False)
-    bars.set(xlabel="latency of one clip (ms), whisker: p95")
     bars.legend()
     for model, b in models.items():
         sizes = sorted(map(int, b["throughput"]))
@@ -219,16 +219,17 @@ def latency_and_throughput(benchmark, claims, device="models"):
 def length_scaling(benchmark, claims):
     """Time and memory of one pass against the length of the audio; the legend holds the fitted exponents."""
     seconds = benchmark["length"]["seconds"]
-    fig, axes = figure(PAGE, 2.7, 1, 2)
+    fig, axes = figure(PAGE, 3.2, 1, 2)
     for ax, key, what, unit in zip(axes, ("ms", "mb"), ("time", "memory"), ("ms", "MB")):
         for model, values in benchmark["length"]["models"].items():
             style = look(model, claims)
-            style["label"] += f", exponent {values[f'exponent_{what}']:.2f}"
+            if (exponent := values[f"exponent_{what}"]) is not None:
+                style["label"] += f": exponent {exponent:.2f} over {tables.fitted(values)} s"
             ax.plot(seconds, np.array(values[key], float), **style)
         ax.set_xscale("log", base=2)
         ax.set(yscale="log", xlabel="length of the audio (s)", ylabel=f"{what} ({unit})")
         ax.set_xticks(seconds, seconds)
-        ax.legend(loc="upper left", handlelength=3)
+        ax.legend(**BELOW)
     return fig
 
 
@@ -243,8 +244,7 @@ def chain(ax, bottom, boxes, shapes, gap=0.34, height=0.8):
 
     width, middle = (PAGE - gap * len(shapes)) / len(boxes), bottom + height / 2
     for i, shape in enumerate(shapes):
-        x = i * (width + gap)
-        arrow(ax, (x, middle), (x + gap, middle))
+        arrow(ax, (x := i * (width + gap), middle), (x + gap, middle))
         ax.text(x + gap / 2, bottom + height + 0.06, shape, ha="center", fontsize=6)
     centres = [gap + width / 2 + i * (width + gap) for i in range(len(boxes))]
     for x, (text, colour) in zip(centres, boxes):
@@ -329,7 +329,7 @@ def draw_all(runs, benchmark, claims):
                 f"Latency (batch 1, features to logits), throughput. {timed}")
     if (benchmark or {}).get("length"):
         drawn["length"] = length_scaling(benchmark, claims), (
-            f"Cost of one pass against the length of the audio; exponents fitted over the longest. {timed}")
+            f"Cost of one pass against the length of audio; exponents hold for the lengths named. {timed}")
     return drawn
 
 

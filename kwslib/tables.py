@@ -74,7 +74,8 @@ def corpus_name(runs):
 def source(runs):
     """Caption part: the corpus and its licence notice."""
     corpus = runs[0]["corpus"]
-    credit = "Synthetic speech, no recordings" if corpus["synthetic"] else corpus.get("attribution") or corpus["licence"]
+    credit = corpus.get("attribution") or corpus["licence"]
+    credit = "Synthetic speech, no recordings" if corpus["synthetic"] else credit
     return f"Corpus: {corpus_name(runs)}. {credit.rstrip('.')}."
 
 
@@ -133,6 +134,7 @@ def collect(runs, benchmark, claims):
         facts[model] = facts.get(model, {"name": model}) | averages | {
             "std": stdev(accuracies) if len(own) > 1 else None, "seeds": len(own),
             "interval": [mean(run["test.interval"][i] for run in own) for i in (0, 1)],
+            "common": mean(run.get("test_common.accuracy") or 0 for run in own) or None,
             "counted": f"{own[0]['parameters']:,} ({len(labels)} classes)",
             "training.minutes": averages["training.seconds"] / 60}
     return facts
@@ -145,7 +147,7 @@ def shown(facts, key):
         return value or ("not run" if key in ("test.accuracy", "counted") else "–")
     if key == "interval":
         return "–".join(f"{100 * end:.2f}" for end in value)
-    if key in ("test.accuracy", "test.macro_f1", "precision", "recall"):
+    if key in ("test.accuracy", "test.macro_f1", "common", "precision", "recall"):
         spread = facts.get("std") if key == "test.accuracy" else None
         return f"{100 * value:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
     value = value / 1e6 if key == "macs" else value
@@ -161,13 +163,18 @@ def table(rows, columns):
 
 def timing_columns(rows):
     """heading -> key of every latency, throughput and memory that was measured."""
-    words = {"gpu.": "GPU ", "latency_ms.": "latency (ms), threads ", "throughput.": "clips/s, batch ",
-             "_ms": " (ms)", "_mb": " (MB)", "_": " ", ".": " "}
+    words = {"gpu.latency_ms.1.": "GPU latency (ms) ", "gpu.": "GPU ", "throughput.": "clips/s, batch ",
+             "latency_ms.": "latency (ms), threads ", "_ms": " (ms)", "_mb": " (MB)", "_": " ", ".": " "}
     columns = {}
     for key in dict.fromkeys(key for row in rows for key in row):
         if re.match(r"(gpu\.)?(\w+_ms\.|throughput|peak_mb)", key):
             columns[re.sub("|".join(map(re.escape, words)), lambda m: words[m[0]], key)] = key
     return columns
+
+
+def fitted(values):
+    """The lengths, in seconds, that a model's exponents were fitted over: "8–64"."""
+    return "–".join(str(values["fitted_over"][end]) for end in (0, -1)) if values.get("fitted_over") else None
 
 
 def build_tables(runs, benchmark, claims):
@@ -177,6 +184,8 @@ def build_tables(runs, benchmark, claims):
     measured = {f"measured accuracy, {corpus} test (%)": "test.accuracy", "95 % interval": "interval"}
     timings = timing_columns(rows)
     fastest = [(f"CPU {heading}", key) for heading, key in timings.items() if key.startswith("throughput")]
+    least = {run["test_common"]["minimum_training_clips"] for run in runs if run.get("test_common")}
+    common = {f"accuracy, {corpus} test, words of {n}+ training clips (%)": "common" for n in least}
     tables = {}
     tables["variants"] = table([row for row in rows if "reason" in row], {
         "model": "name", "claimed parameters": "claimed.parameters", "true parameters": "true",
@@ -186,8 +195,9 @@ def build_tables(runs, benchmark, claims):
         f"are of different clips: do not compare them. {about}")
     tables["comparison"] = table(rows, {
         "model": "name", "parameters": "parameters", "MACs, 1 s of audio (M)": "macs", **measured,
-        f"macro-F1, {corpus} test (%)": "test.macro_f1", "CPU latency p50, 1 thread (ms)": "latency_ms.1.p50",
-        **dict(fastest[-1:]), "training clips/s": "training.clips_per_second",
+        f"macro-F1, {corpus} test (%)": "test.macro_f1", **common,
+        "CPU latency p50, 1 thread (ms)": "latency_ms.1.p50", **dict(fastest[-1:]),
+        "training clips/s": "training.clips_per_second",
         "training minutes": "training.minutes"}), (
         f"All models. {about} Latency: batch 1, features to logits. {timed}")
     tables["rivals"] = table(claims["rivals"], {
@@ -197,8 +207,9 @@ def build_tables(runs, benchmark, claims):
     devices = dict.fromkeys(claim["device"] for claim in claims["latency"])
     tables["benchmark"] = table(rows, {"model": "name", **(timings or {"latency (ms)": "latency_ms"}), **{
         f"claimed, {device} (ms; clips/s)": f"claimed.{device}" for device in devices}}), (
-        "Latency (batch 1, features to logits unless named otherwise) and throughput. Claimed figures are of "
-        f"other machines, by a method that is not stated. {timed}")
+        "Latency (batch 1, features to logits unless named otherwise), throughput, and peak memory of the "
+        "largest batch beyond weights and input. Claimed figures are of other machines, by a method not "
+        f"stated. {timed}")
     if run := chosen_run(runs):
         words = [{"word": word, **scores} for word, scores in run["test"]["per_word"].items()]
         tables["per_word"] = table(words, {
@@ -209,15 +220,14 @@ def build_tables(runs, benchmark, claims):
     if length := (benchmark or {}).get("length"):
         first, last = length["seconds"][0], length["seconds"][-1]
         cost = [facts[model] | {f"{unit} at {s}": values[unit][i] for unit in ("ms", "mb")
-                                for i, s in ((0, first), (-1, last))}
+                                for i, s in ((0, first), (-1, last))} | {"fitted": fitted(values)}
                 for model, values in length["models"].items()]
         tables["length"] = table(cost, {
             "model": "name", "exponent of time": "length.exponent_time",
-            "exponent of memory": "length.exponent_memory", f"ms at {first} s": f"ms at {first}",
-            f"ms at {last} s": f"ms at {last}", f"MB at {first} s": f"mb at {first}",
-            f"MB at {last} s": f"mb at {last}"}), (
-            f"Cost against length of audio, {first} s to {last} s, and the exponent of its growth (1: linear, 2: "
-            f"quadratic), fitted over {length.get('fitted_over', 'these lengths')}. {timed}")
+            "exponent of memory": "length.exponent_memory", "fitted over (s)": "fitted",
+            **{f"{u} at {s} s": f"{u.lower()} at {s}" for u in ("ms", "MB") for s in (first, last)}}), (
+            "Cost against length of audio, and the exponent of its growth (1: linear, 2: quadratic), good "
+            f"for the lengths it was fitted over. {timed}")
     return tables
 
 

@@ -39,7 +39,8 @@ def a_benchmark(gpu=False):
                             "2": {"p50": 4.0, "p95": 5.0, "p99": 6.0}},
              "wave_to_label_ms": {"p50": 9.0, "p95": 9.5}, "features_ms": {"p50": 1.5, "p95": 2.0},
              "throughput": {"1": 130.0, "8": 400.0, "64": 1_910.2}}
-    growth = {"ms": [7.5, 30.0], "mb": [10.0, None], "exponent_time": 1.0, "exponent_memory": 1.974}
+    growth = {"ms": [7.5, 30.0], "mb": [10.0, None], "exponent_time": 1.0, "exponent_memory": None,
+              "fitted_over": [1, 4]}
     return {"machine": {"cpu": "Test_CPU 100%", "cores": 2, "gpu": "TestGPU" if gpu else None,
                         "torch": "2.0"},
             "models": {"mamba_mel_small": speed, "keyword_cnn": copy.deepcopy(speed)},
@@ -121,8 +122,9 @@ def test_comparison_and_timings_are_those_of_the_files(built):
     assert small["macro-F1, synthetic corpus “beeps” test (%)"] == "91.00"
     speed = row(built["benchmark"], "Mamba-Mel Small")
     assert speed["latency (ms), threads 2 p95"] == "5.00" and speed["clips/s, batch 8"] == "400.0"
+    assert speed["GPU latency (ms) p50"] == "7.53" and speed["peak (MB)"] == "61.2"
     assert speed["claimed, i5 CPU (ms; clips/s)"] == "7.5; 850"
-    assert list(row(built["length"], "Mamba-Mel Small")) == ["1.00", "1.97", "7.50", "30.0", "10.0", "–"]
+    assert list(row(built["length"], "Mamba-Mel Small")) == ["1.00", "–", "1–4", "7.50", "30.0", "10.0", "–"]
 
 
 def test_a_synthetic_corpus_is_named_so_in_every_caption_and_measured_column(built):
@@ -139,11 +141,16 @@ def is_measured(column):
 
 
 def test_real_clips_carry_their_attribution_and_no_word_of_synthesis(tmp_path, claims):
-    folder = a_folder(tmp_path / "subset", [a_run("retnet", 0, 0.9, synthetic=False)])
+    run = a_run("retnet", 0, 0.9, synthetic=False) | {"test_common": {
+        "minimum_training_clips": 700, "words": ["go"], "n": 20, "accuracy": 0.93209, "interval": [0.9, 1.0]}}
+    folder = a_folder(tmp_path / "subset", [run])
     made = tables.build_tables(tables.load_runs(folder), tables.load_benchmark(folder), claims)
     df, caption = made["variants"]
     assert "Recorded by A & B, CC BY 4.0." in caption and "synthetic" not in caption + " ".join(df.columns)
     assert "measured accuracy, Speech Commands subset test (%)" in df.columns
+    common = "accuracy, Speech Commands subset test, words of 700+ training clips (%)"
+    assert row(made["comparison"], "RetNet-KWS")[common] == "93.21"
+    assert row(made["comparison"], "KWT-1")[common] == "–"
     assert set(row(made["benchmark"], "RetNet-KWS")) == {"–"} and "length" not in made
 
 
@@ -270,6 +277,15 @@ def test_labels_beside_points_do_not_cover_each_other(claims):
     ax = figures.accuracy_against([a_run("mamba_mel_small", 0, 0.9)], claims).axes[1]
     boxes = [text.get_window_extent() for text in ax.texts if text.get_text()]
     assert len(boxes) > 10 and not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+
+
+def test_legends_lie_off_the_curves(results, claims):
+    runs, benchmark = tables.load_runs(results), tables.load_benchmark(results)
+    for fig in (figures.learning_curves(runs, claims), figures.length_scaling(benchmark, claims)):
+        fig.draw_without_rendering()
+        for ax in fig.axes:
+            assert not ax.get_legend() or not ax.get_legend().get_window_extent().overlaps(ax.bbox)
+        assert any(ax.get_legend() for ax in fig.axes)
 
 
 def test_confusion_rows_sum_to_the_spoken_word_and_counts_stand_in_cells():
