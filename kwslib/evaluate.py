@@ -16,7 +16,7 @@ import torch
 
 from kwslib.corpus import load_corpus
 from kwslib.features import to_float
-from kwslib.io import KwsError, cli, machine, replacing, write_json
+from kwslib.io import CLIP, KwsError, cli, machine, replacing, write_json
 from kwslib.metrics import accuracy, report
 from kwslib.models import count_macs, count_parameters
 from kwslib.spotter import load
@@ -39,7 +39,7 @@ def test(checkpoint, corpus, results, profile=None, device="cpu"):
                        f"{', '.join(split.labels)}; evaluate it on the corpus and task that it was trained for")
     predictions = predict_split(spotter, split)
     targets = split.targets.numpy()
-    silent = torch.zeros(1, spotter.frontend.frames(16000), spotter.frontend.n_features, device=device)
+    silent = torch.zeros(1, spotter.frontend.frames(CLIP), spotter.frontend.n_features, device=device)
     seed = card["recipe"]["seed"]
     result = {
         "model": card["model"], "seed": seed, "profile": profile or results.name,

@@ -75,14 +75,10 @@ def read_csv(path):
 
 def file_hash(path, algorithm="sha256"):
     """Hex digest of a file, read in pieces."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, algorithm).hexdigest() if sys.version_info >= (3, 11) else _digest(f, algorithm)
-
-
-def _digest(f, algorithm):
     h = hashlib.new(algorithm)
-    while piece := f.read(1 << 20):
-        h.update(piece)
+    with open(path, "rb") as f:
+        while piece := f.read(1 << 20):
+            h.update(piece)
     return h.hexdigest()
 
 

@@ -20,3 +20,14 @@ def real_clips():
     if not path.is_file():
         pytest.skip("real clips absent: no ../shared/data/speech_commands_subset.zip beside the repository")
     return path
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small tensors: threads that wait for each other on a busy machine cost more than they bring."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import WORDS, corpus, finished, one_thread, recipe, run  # noqa: F401, F811 (some are fixtures)
+from test_train import WORDS, corpus, finished, recipe, run  # noqa: F401, F811 (some are fixtures)
 
 from kwslib import evaluate as evaluation
 from kwslib import io as kws_io
@@ -19,6 +19,8 @@ from kwslib import train as training
 from kwslib.io import KwsError, cli, write_json
 from kwslib.metrics import confusion_matrix, report, speaker_interval
 from kwslib.spotter import save_checkpoint
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LABELS = ["cat", "dog", "go", "up", "yes"]
 

@@ -23,12 +23,7 @@ WORDS = {"high": 2400, "low": 300, "middle": 900}
 SPLITS = {"training": 8, "validation": 2, "testing": 2}  # speakers
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
