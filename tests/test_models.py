@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 import kwslib
 from kwslib.io import KwsError
-from kwslib.mamba import Mamba
+from kwslib.mamba import Mamba, MambaBlock
 from kwslib.models import MODELS, build, count_macs, count_parameters, features_of
 from kwslib.retnet import Retention, RetNetBlock
 
@@ -162,6 +162,41 @@ def test_mixer_sees_no_future():
     for t in (0, 5, 11):
         (slope,) = torch.autograd.grad(y[:, t].sum(), x, retain_graph=True)
         assert slope[:, t + 1 :].abs().sum() == 0 and (slope[:, : t + 1].abs().sum((0, 2)) > 0).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(cuts=st.lists(st.integers(1, 44), max_size=6), batch=st.integers(1, 3), seed=st.integers(0, 2**16))
+def test_chunks_with_carried_state_give_the_whole(cuts, batch, seed):
+    torch.manual_seed(seed)
+    block, x = MambaBlock(24, 0.1).eval(), 3 * torch.randn(batch, 45, 24)
+    edges, state, parts = sorted({0, *cuts, 45}), None, []
+    with torch.no_grad():
+        for first, last in zip(edges, edges[1:]):
+            y, state = block(x[:, first:last], state, return_state=True)
+            parts.append(y)
+        torch.testing.assert_close(torch.cat(parts, 1), block(x), atol=1e-5, rtol=1e-5)
+
+
+def test_step_gives_what_forward_gives():
+    torch.manual_seed(0)
+    mixer, x, state, frames = Mamba(32), torch.randn(2, 40, 32), None, []
+    with torch.no_grad():
+        for frame in x.unbind(1):
+            y, state = mixer.step(frame, state)
+            frames.append(y)
+        torch.testing.assert_close(torch.stack(frames, 1), mixer(x), atol=1e-5, rtol=1e-5)
+        assert [tuple(t.shape) for t in state] == [(2, 3, 64), (2, 64, 16)]  # however many frames came
+
+
+def test_gradients_flow_through_carried_state():
+    torch.manual_seed(0)
+    mixer, x = Mamba(16), torch.randn(2, 20, 16)
+    weights = list(mixer.parameters())
+    whole = torch.autograd.grad(mixer(x).square().sum(), weights)
+    y, state = mixer(x[:, :7], return_state=True)
+    parts = torch.autograd.grad(y.square().sum() + mixer(x[:, 7:], state).square().sum(), weights)
+    for a, b in zip(parts, whole):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("module", [Retention(32, 4), RetNetBlock(32, 4, 0.1)], ids=["retention", "block"])
