@@ -1,5 +1,7 @@
 """Models: the published sizes; padding and company change nothing; both forms of retention agree."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -186,6 +188,28 @@ def test_step_gives_what_forward_gives():
             frames.append(y)
         torch.testing.assert_close(torch.stack(frames, 1), mixer(x), atol=1e-5, rtol=1e-5)
         assert [tuple(t.shape) for t in state] == [(2, 3, 64), (2, 64, 16)]  # however many frames came
+
+
+@settings(max_examples=20, deadline=None)
+@given(batch=st.integers(0, 3), length=st.integers(1, 9), d_model=st.integers(1, 40), d_conv=st.integers(2, 5),
+       carried=st.booleans())  # fmt: skip
+def test_mixer_agrees_with_itself_in_float64(batch, length, d_model, d_conv, carried):
+    torch.manual_seed(length)
+    mixer = Mamba(d_model, d_conv=d_conv)
+    x = torch.randn(batch, length, d_model, requires_grad=True)
+    inner = 2 * d_model
+    state = (torch.randn(batch, d_conv - 1, inner), torch.randn(batch, inner, 16)) if carried else None
+    exact, exact_x = copy.deepcopy(mixer).double(), x.detach().double().requires_grad_()
+    exact_state = tuple(t.double() for t in state) if carried else None
+    y, (past, h) = mixer(x, state, return_state=True)
+    exact_y, (exact_past, exact_h) = exact(exact_x, exact_state, return_state=True)
+    (y.square().sum() + h.sum()).backward()
+    (exact_y.square().sum() + exact_h.sum()).backward()
+    pairs = [(y, exact_y), (past, exact_past), (h, exact_h), (x.grad, exact_x.grad)]
+    pairs += [(p.grad, q.grad) for p, q in zip(mixer.parameters(), exact.parameters())]
+    for a, b in pairs:
+        assert a.shape == b.shape
+        torch.testing.assert_close(a.double(), b, atol=2e-5, rtol=1e-4)
 
 
 def test_gradients_flow_through_carried_state():
