@@ -45,10 +45,8 @@ class Synthetic:
             raise KwsError(f"word {bad[0]!r} cannot be spoken; give words of the letters a to z")
         if len(speakers) != 3 or min(speakers) < 1 or len(self.snr) != 2 or self.snr[0] > self.snr[1]:
             raise KwsError("speakers must be three positive counts and snr a range low, high in dB")
-        try:
-            import espeakng_loader
-        except ImportError:
-            raise KwsError("the synthetic corpus needs the package espeakng-loader; install it") from None
+        import espeakng_loader
+
         self.library, self.data = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
         version = f"espeak-ng by espeakng-loader {metadata.version('espeakng-loader')}"
         self.options = {"words": self.words, "seed": seed, "speakers": list(speakers), "snr": list(self.snr)}
@@ -118,12 +116,10 @@ class Synthetic:
         rng = np.random.default_rng([self.seed, 2, clip.where, zlib.crc32(clip.word.encode())])
         voice, *manner = self.voices[clip.where][1]
         pitch, spread, rate = np.array(manner) + rng.uniform(-1, 1, 3) * (5, 8, 12)
-        speech = self.speak(clip.word, voice, pitch, spread, rate)
-        while len(speech) > 0.9 * NATIVE:  # a slow voice is asked again, faster
-            rate = max(rate, 80) * 1.15
+        while len(speech := self.speak(clip.word, voice, pitch, spread, rate)) > 0.9 * NATIVE:
+            rate = max(rate, 80) * 1.15  # a slow voice is asked again, faster
             if rate > 450:
                 raise Unreadable("longer than a second")
-            speech = self.speak(clip.word, voice, pitch, spread, rate)
         dry = np.zeros(CLIP)
         speech = to_16k(speech)
         start = rng.integers(CLIP - len(speech) + 1)
