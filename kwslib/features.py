@@ -73,8 +73,8 @@ class Normalise(nn.Module):
     def measure(cls, split, frontend, batch_size=256, device="cpu"):
         """Mean and standard deviation of the features of every clip of `split`, unaugmented."""
         total = squares = count = 0.0
-        for start in range(0, len(split.targets), batch_size):
-            x = frontend(to_float(split.waves[start:start + batch_size].to(device))).double()
+        for waves in split.waves.split(batch_size):
+            x = frontend(to_float(waves.to(device))).double()
             total += x.sum().item()
             squares += x.square().sum().item()
             count += x.numel()

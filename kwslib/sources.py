@@ -33,7 +33,6 @@ MD5 = "6b74f3901214cb2c2934e98196829835"
 SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
 CC_BY = "CC BY 4.0"
 ATTRIBUTION = "Speech Commands, Pete Warden, 2018 (arXiv 1804.03209), CC BY 4.0"
-LARGEST = 1 << 28  # bytes of one clip or noise file; more is taken for a mistake
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
 _zip = lru_cache(maxsize=1)(zipfile.ZipFile)
 
@@ -127,28 +126,27 @@ class Folder:
         if self.archive:
             self.card["source_checksum"] = {"sha256": file_hash(self.path)}
         else:
-            listing = repr(sorted(self._files(None).items()))  # names, sizes and times of change
+            listing = repr(sorted(self._files(None).items()))
             self.card["source_checksum"] = {"listing_sha256": hashlib.sha256(listing.encode()).hexdigest()}
 
     def _files(self, scratch):
-        """{name: (bytes, time of change)} of all files; refuses links and paths that leave the archive."""
+        """All files: {name: size and time of change}; an archive's are checked for links and ways out."""
         if not self.archive:
-            known = {p.relative_to(self.path): p.stat() for p in self.path.rglob("*") if p.is_file()}
-            return {p.as_posix(): (s.st_size, s.st_mtime_ns) for p, s in known.items()}
+            found = {p.relative_to(self.path): p.stat() for p in self.path.rglob("*") if p.is_file()}
+            return {p.as_posix(): (s.st_size, s.st_mtime_ns) for p, s in found.items()}
         try:
             self.zip = self.path if zipfile.is_zipfile(self.path) else self._as_zip(scratch / "archive.zip")
-            found = [i for i in _zip(self.zip).infolist() if not i.is_dir()]
+            found = {i.filename: i for i in _zip(self.zip).infolist() if not i.is_dir()}
         except (*BROKEN, OSError) as e:
             if getattr(e, "errno", None):  # the disk's fault, not the archive's
                 raise
-            raise KwsError(f"archive {self.path} is broken or of no known kind "
-                           f"({str(e).partition(chr(10))[0]}); get it anew") from None
-        for i in found:
+            raise KwsError(f"archive {self.path} is broken, or neither zip nor tar; get it anew") from None
+        for name, i in found.items():
             is_link = stat.S_ISLNK(i.external_attr >> 16)
-            if is_link or i.filename.startswith("/") or ".." in PurePosixPath(i.filename).parts:
+            if is_link or name.startswith("/") or ".." in PurePosixPath(name).parts:
                 why = "is a link" if is_link else "leaves its folder"
-                raise KwsError(f"archive {self.path} is refused: member {i.filename!r} {why}; leave that out")
-        return {i.filename: (i.file_size, i.date_time) for i in found}
+                raise KwsError(f"archive {self.path} is refused: member {name!r} {why}; leave that out")
+        return found
 
     def _as_zip(self, copy):
         """Copy the tar, whatever its compression, to a zip that keeps the bytes as they are."""
@@ -164,40 +162,38 @@ class Folder:
 
     def open(self, scratch):
         """List the clips. `scratch` is a folder for the copy of a tar. Raises KwsError."""
-        files = {PurePosixPath(name).parts: (name, size) for name, (size, _) in self._files(scratch).items()}
-        files = {parts: file for parts, file in files.items()
+        names = {PurePosixPath(name).parts: name for name in self._files(scratch)}
+        names = {parts: name for parts, name in names.items()
                  if parts and not any(p.startswith((".", "__MACOSX")) for p in parts)}
-        if len({parts[0] for parts in files}) == 1 and any(len(parts) > 2 for parts in files):
-            files = {parts[1:]: file for parts, file in files.items()}
+        if len({parts[0] for parts in names}) == 1 and any(len(parts) > 2 for parts in names):
+            names = {parts[1:]: name for parts, name in names.items()}
         lists = {}
         for split in SPLITS[1:]:
-            if (f"{split}_list.txt",) in files:
-                lines = self._read(*files[f"{split}_list.txt",]).decode("utf8", "replace").split()
+            if (f"{split}_list.txt",) in names:
+                lines = self._read(names[f"{split}_list.txt",]).decode("utf8", "replace").split()
                 lists.update({os.path.splitext(line)[0]: split for line in lines})
         self.clips, self.noises = [], []
-        for parts, file in sorted(files.items()):
+        for parts, name in sorted(names.items()):
             path = "/".join(parts)
             if len(parts) == 1 or path.lower().endswith((".md", ".txt", ".json", ".csv")):
                 continue
             if parts[0] == NOISE:
-                self.noises.append((path, file))
+                self.noises.append((path, name))
             elif len(parts) > 2 or parts[0].startswith("_") or not path.isprintable():
                 self.skipped.append({"path": ascii(path)[1:-1], "reason": "not a file <word>/<clip>"})
             elif self.words is None or parts[0] in self.words:
                 stem = os.path.splitext(path)[0]
                 speaker = re.sub("_nohash_.*$", "", stem.split("/", 1)[1])
                 split = lists.get(stem, "training") if lists else which_set(speaker)
-                self.clips.append(Clip(path, parts[0], speaker, split, file))
+                self.clips.append(Clip(path, parts[0], speaker, split, name))
         if not self.clips:
             raise KwsError(f"source {self.path} holds no clips; it must hold a folder of clips per word")
         missing = sorted(set(self.words or ()) - {c.word for c in self.clips})
         if missing:
             raise KwsError(f"source {self.path} has no word {', '.join(missing)}; leave it out of words")
 
-    def _read(self, name, size):
+    def _read(self, name):
         """The bytes of one file of the source. Raises Unreadable."""
-        if size > LARGEST:
-            raise Unreadable("too large for a clip")
         try:
             return _zip(self.zip).read(name) if self.archive else (self.path / name).read_bytes()
         except (OSError, RuntimeError, *BROKEN) as e:  # RuntimeError: zip's word for an encrypted member
@@ -205,7 +201,7 @@ class Folder:
 
     def decode(self, clip):
         """One clip -> (int16 (n,) with n <= 16,000, whether it was clipped). Raises Unreadable."""
-        wave = decode_audio(self._read(*clip.where), seconds=60)
+        wave = decode_audio(self._read(clip.where), seconds=60)
         if len(wave) > CLIP:
             energy = np.cumsum(np.concatenate([[0.0], wave.astype(np.float64) ** 2]))
             start = int(np.argmax(energy[CLIP:] - energy[:-CLIP]))
@@ -215,9 +211,9 @@ class Folder:
     def noise(self):
         """All background noise, laid end to end: int16 (n,)."""
         waves = [np.zeros(0, np.int16)]
-        for path, file in self.noises:
+        for path, name in self.noises:
             try:
-                waves.append(to_int16(decode_audio(self._read(*file)))[0])
+                waves.append(to_int16(decode_audio(self._read(name)))[0])
             except Unreadable as e:
                 self.skipped.append({"path": path, "reason": str(e)})
         return np.concatenate(waves)
