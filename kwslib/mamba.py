@@ -63,6 +63,10 @@ class Mamba(nn.Module):
             return self.out_proj(y[0]), (past, y[1])
         return self.out_proj(y)
 
+    def own_macs(self, frames):
+        """What is not a layer of its own: convolution, dt_proj, and the scan's Δ·A, decay, input and read-out."""
+        return frames * self.d_inner * (self.d_conv + self.dt_rank + 4 * self.d_state)
+
     def step(self, x, state=None):
         """One frame (b, d_model) and the carried state -> (y (b, d_model), state): constant time and memory a frame.
 

@@ -232,6 +232,9 @@ class TransformerBlock(nn.Module):
         x = self.norm1(x + self.out(y))
         return self.norm2(x + self.mlp(x))
 
+    def own_macs(self, frames):
+        return 2 * frames**2 * self.out.in_features  # q kᵀ, and the weights with v
+
 
 MODELS = {
     "mamba_mel_small": mamba_mel_small,
@@ -266,25 +269,26 @@ def count_parameters(model):
 
 
 def count_macs(model, inputs):
-    """Multiply-accumulates of one forward of `inputs` (1, T, F): PyTorch's counter, plus the selective scan.
+    """Multiply-accumulates of one forward of `inputs` (1, T, F): every Linear and convolution, and what else multiplies.
 
-    The scan's recurrence is not a matrix product, so the counter cannot see it: per frame, channel and state,
-    one product for Δ·A, one for the decay, one for the input and one for the read-out.
+    A module whose work is not in such layers says it in `own_macs(frames)`: the scan, retention, attention.
+    PyTorch's FlopCounterMode gives the same for matrix products, and takes seconds to import.
     """
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
+    total = 0
 
-    from kwslib.mamba import Mamba
+    def count(module, args, out):
+        nonlocal total
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+            total += out.numel() * module.weight[0].numel()
+        elif hasattr(module, "own_macs"):
+            total += len(args[0]) * module.own_macs(args[0].shape[1])
 
-    scans = []
-    hooks = [m.register_forward_hook(lambda m, args, out: scans.append(
-        4 * out.shape[0] * out.shape[1] * m.d_inner * m.d_state + out.shape[0] * out.shape[1] * m.d_inner * m.d_conv))
-        for m in model.modules() if isinstance(m, Mamba)]
-    training = model.training
-    # fused attention on a CPU is another operation that the counter cannot see; its plain form is two matrix products
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.eval()(inputs, None)
-    model.train(training)
-    for hook in hooks:
-        hook.remove()
-    return counter.get_total_flops() // 2 + sum(scans)
+    hooks, training = [m.register_forward_hook(count) for m in model.modules()], model.training
+    try:
+        with torch.no_grad():
+            model.eval()(inputs, None)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return total

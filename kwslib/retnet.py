@@ -52,6 +52,9 @@ class Retention(nn.Module):
         decay = (age * self.log_gamma[:, None, None]).exp().tril()  # (heads, T, T)
         return self.finish(x, (q @ k.transpose(-1, -2) * decay) @ v)
 
+    def own_macs(self, frames):
+        return frames**2 * (self.q.out_features + self.v.out_features)  # q kᵀ, and the decayed scores with v
+
     def step(self, x, state=None):
         """One frame x (B, 1, d) and the carried state (B, heads, d / heads, 2 d / heads) -> (y, state)."""
         q, k, v = self.heads(x)
