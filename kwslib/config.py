@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,8 +54,14 @@ class Config:
             setattr(self, f.name, checked(f.name, getattr(self, f.name), typing.get_type_hints(Config)[f.name]))
         for name in ("freq_mask", "time_mask", "noise", "stretch", "background_snr"):
             value = getattr(self, name)
-            if value is not None and (len(value) != 2 or not all(isinstance(v, (int, float)) for v in value)):
-                raise KwsError(f"config key {name} is {value!r}; it must be a list of two numbers")
+            kind = int if name.endswith("mask") else (int, float)
+            if value is not None and not (len(value) == 2 and all(isinstance(v, kind) for v in value)):
+                numbers = "whole numbers" if kind is int else "numbers"
+                raise KwsError(f"config key {name} is {value!r}; it must be a list of two {numbers}")
+            if value is not None and name != "background_snr" and min(value) < 0:
+                raise KwsError(f"config key {name} is {value!r}; neither number may be below 0")
+            if value is not None and kind is not int and value[0] > value[1]:
+                raise KwsError(f"config key {name} is {value!r}; the lower number comes first")
         for name in ("epochs", "batch_size", "lr", "grad_clip", "hop_length", "n_fft"):
             if not getattr(self, name) > 0:
                 raise KwsError(f"config key {name} is {getattr(self, name)!r}; it must be above 0")
@@ -82,6 +89,16 @@ def checked(name, value, kind):
 
 def parse_yaml(text):
     """YAML 1.2 where it matters here: yes, no, on and off are words (keywords!), and 5e-4 is a number."""
+    import yaml
+
+    try:
+        return yaml.load(text, yaml_loader())
+    except yaml.YAMLError as e:
+        raise KwsError(f"not valid YAML: {' '.join(str(e).split())}") from None
+
+
+@functools.cache
+def yaml_loader():
     import re
 
     import yaml
@@ -94,10 +111,7 @@ def parse_yaml(text):
     Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|false|True|False)$"), list("tfTF"))
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(
         r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.nan)$"), list("-+.0123456789"))
-    try:
-        return yaml.load(text, Loader)
-    except yaml.YAMLError as e:
-        raise KwsError(f"not valid YAML: {' '.join(str(e).split())}") from None
+    return Loader
 
 
 def read_yaml(path, what, where):
@@ -149,12 +163,12 @@ class Profile:
     """What one `params.yaml` asks for, and where everything of it lies: the one place that knows the paths.
 
     path: the parameter file. root: the repository's folder. Keys: profile, corpus {source, options}, task, variants,
-    seeds, train (overrides of every recipe), benchmark (options of kwslib.benchmark). The profile `tiny`, which the
+    seeds, train (overrides of every recipe), each (further overrides of some, by variant), benchmark (options of kwslib.benchmark). The profile `tiny`, which the
     tests run, keeps everything under tmp/.
     """
 
     KEYS = {"profile": str, "root": str, "params": str, "corpus": dict, "task": (str, list), "variants": list, "seeds": list,
-            "train": dict, "benchmark": dict}
+            "train": dict, "each": dict, "benchmark": dict}
 
     def __init__(self, path, root="."):
         values = read_yaml(path, "parameter file", "the profiles are params.yaml and profiles/")
@@ -177,7 +191,7 @@ class Profile:
 
     def config(self, variant, seed, **overrides):
         """The recipe of `variant` (configs/<variant>.yaml) under this profile."""
-        overrides = {**self.train, "corpus": self.data, "task": self.task, "seed": seed,
+        overrides = {**self.train, **self.each.get(variant, {}), "corpus": self.data, "task": self.task, "seed": seed,
                      "out": self.checkpoint(variant, seed), **overrides}
         return load_config(self.root / "configs" / f"{variant}.yaml", **overrides)
 

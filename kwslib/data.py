@@ -1,4 +1,4 @@
-"""Clips to batches: whole batches on the device that trains, and the paper's clip-by-clip interface beside it.
+"""Clips to batches: whole on the device that trains, and the paper's clip-by-clip interface beside it.
 
 `Batches` keeps a split's waveforms on the device as int16 and makes features there: no Python per
 clip and no worker processes. `SpeechCommands`, `collate_seq` and `collate_image` are the interface
@@ -34,15 +34,16 @@ class Batches:
     def epoch(self, epoch):
         """Shuffled, augmented, masked batches."""
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) * 64 + self.rank)
-        order = torch.randperm(len(self.targets), generator=torch.Generator().manual_seed(self.seed * 9_973 + epoch))
-        for i in range(len(self)):
-            rows = order[i * self.batch_size:(i + 1) * self.batch_size][self.rank::self.world].to(self.targets.device)
+        shuffle = torch.Generator().manual_seed(self.seed * 9_973 + epoch)
+        batches = torch.randperm(len(self.targets), generator=shuffle).split(self.batch_size)
+        for rows in batches[:len(self)]:
+            rows = rows[self.rank::self.world].to(self.targets.device)
             yield self.batch(rows, self.augment, self.mask, generator)
 
     def all(self):
         """Every clip once, in order, as it is."""
-        for rows in torch.arange(len(self.targets), device=self.targets.device).split(max(self.batch_size, 64)):
-            yield self.batch(rows)
+        rows = torch.arange(len(self.targets), device=self.targets.device)
+        yield from map(self.batch, rows.split(max(self.batch_size, 64)))
 
     def batch(self, rows, augment=None, mask=None, generator=None):
         waves, samples = to_float(self.waves[rows]), self.samples[rows]
@@ -56,7 +57,7 @@ class Batches:
 
 
 class SpeechCommands(Dataset):
-    """Clip-by-clip dataset: `SpeechCommands(data, augment, frontend)[i] -> (features (T, F), target, frames)`.
+    """Clip by clip: `SpeechCommands(data, augment, frontend)[i] -> (features (T, F), target, frames)`.
 
     data: a `kwslib.tasks.Split`, or any sequence of (wave, target) with float waves (N,) at 16 kHz.
     augment: None or a `kwslib.augment.Augment`. frontend: a `WaveToSpec`, or that followed by `Normalise`
@@ -72,14 +73,13 @@ class SpeechCommands(Dataset):
 
     def __getitem__(self, i):
         if hasattr(self.data, "targets"):
-            wave, target, samples = to_float(self.data.waves[i]), int(self.data.targets[i]), self.data.samples[i:i + 1]
+            wave, target = to_float(self.data.waves[i]), int(self.data.targets[i])
+            samples = self.data.samples[i:i + 1]
         else:
             wave, target = self.data[i]
             wave, samples = torch.as_tensor(wave, dtype=torch.float32), torch.tensor([len(wave)])
         if self.augment is not None:
-            draw = self.augment.draw(1, len(wave))
-            wave, samples = (x for x in self.augment.apply(wave[None], draw, samples))
-            wave = wave[0]
+            (wave,), samples = self.augment.apply(wave[None], self.augment.draw(1, len(wave)), samples)
         return self.frontend(wave), target, int(self.spec.frames(samples[0]))
 
 

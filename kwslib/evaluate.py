@@ -28,11 +28,14 @@ COMMON = 700  # training clips from which on a word counts as common
 def test(checkpoint, corpus, results, profile=None, device="cpu"):
     """Evaluate `checkpoint` on the testing split of `corpus`; write `<results>/runs/<model>-<seed>.json`.
 
-    The history beside the checkpoint is copied to `<results>/history/`. Returns the result (see README, "Results").
-    Raises KwsError where the checkpoint's labels are not the corpus's.
+    Its headline goes to `<results>/metrics/`, the history beside the checkpoint to `<results>/history/`. Returns the
+    result (see README, "Results"). Raises KwsError where the training is not finished, or the labels are not the corpus's.
     """
     spotter, corpus, results = load(checkpoint, device), load_corpus(corpus), Path(results)
     card = spotter.card
+    if not card.get("finished"):
+        raise KwsError(f"checkpoint {checkpoint} is of a training that stopped after epoch {card['training']['epochs']}; "
+                       "the test split is for finished ones: run the same training command again, which goes on from there")
     split = select(corpus, card["recipe"]["task"], "testing", card["recipe"]["seed"])
     if split.labels != spotter.labels:
         raise KwsError(f"checkpoint {checkpoint} tells {', '.join(spotter.labels)} apart, corpus {corpus.root} holds "
@@ -52,12 +55,21 @@ def test(checkpoint, corpus, results, profile=None, device="cpu"):
         "training": card["training"], "machine": machine(),
     }
     write_json(results / "runs" / f"{card['model']}-{seed}.json", result)
+    write_json(results / "metrics" / f"{card['model']}-{seed}.json", headline(result))
     history = Path(checkpoint)
     history = (history if history.is_dir() else history.parent) / "history.csv"
     if history.exists():
         with replacing(results / "history" / f"{card['model']}-{seed}.csv") as scratch:
             shutil.copyfile(history, scratch)
     return result
+
+
+def headline(result):
+    """The few numbers of a result that `dvc metrics show` compares; accuracies and macro-F1 as shares."""
+    test = result["test"]
+    return {"test_accuracy": test["accuracy"], "interval_low": test["interval"][0], "interval_high": test["interval"][1],
+            "macro_f1": test["macro_f1"], "validation_accuracy": result["validation"]["accuracy"],
+            "parameters": result["parameters"], "training_seconds": result["training"]["seconds"]}
 
 
 def predict_split(spotter, split, batch_size=128):

@@ -29,8 +29,9 @@ class WaveToSpec(nn.Module):
         if kind not in ("mel", "mfcc"):
             raise KwsError(f"features kind is {kind!r}; it must be 'mel' or 'mfcc'")
         if kind == "mfcc" and n_mfcc > n_mels:
-            raise KwsError(f"n_mfcc is {n_mfcc}, more than the {n_mels} mel bands (n_mels) it is computed from")
-        self.options = dict(kind=kind, n_mels=n_mels, n_mfcc=n_mfcc, n_fft=n_fft, hop_length=hop_length, top_db=top_db)
+            raise KwsError(f"n_mfcc is {n_mfcc}, more than the {n_mels} mel bands that n_mels gives")
+        self.options = {"kind": kind, "n_mels": n_mels, "n_mfcc": n_mfcc, "n_fft": n_fft,
+                        "hop_length": hop_length, "top_db": top_db}
         self.kind, self.n_fft, self.hop_length, self.top_db = kind, n_fft, hop_length, top_db
         self.n_features = n_mels if kind == "mel" else n_mfcc
         mel = AF.melscale_fbanks(n_fft // 2 + 1, 0.0, SAMPLE_RATE / 2, n_mels, SAMPLE_RATE)
@@ -72,9 +73,11 @@ class Normalise(nn.Module):
     def measure(cls, split, frontend, batch_size=256, device="cpu"):
         """Mean and standard deviation of the features of every clip of `split`, unaugmented."""
         total = squares = count = 0.0
-        for start in range(0, len(split.targets), batch_size):
-            x = frontend(to_float(split.waves[start:start + batch_size].to(device))).double()
-            total, squares, count = total + x.sum().item(), squares + x.square().sum().item(), count + x.numel()
+        for waves in split.waves.split(batch_size):
+            x = frontend(to_float(waves.to(device))).double()
+            total += x.sum().item()
+            squares += x.square().sum().item()
+            count += x.numel()
         mean = total / count
         std = max(squares / count - mean * mean, 0.0) ** 0.5
         if not std > 0:

@@ -44,27 +44,46 @@ class Mamba(nn.Module):
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.A_log.no_decay = self.D.no_decay = self.dt_proj.bias.no_decay = True
 
-    def forward(self, x):
+    def forward(self, x, state=None, return_state=False):
+        """(b, l, d_model) -> the same, or (y, state) where `return_state` is set.
+
+        state: what an earlier call returned, to go on where it ended, in chunks of any length; None at the start.
+        It is a pair: the convolution's last inputs (b, d_conv - 1, d) and the scan's state (b, d, n).
+        """
+        past, h = (None, None) if state is None else state
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        u = F.silu(self.convolve(u))
+        u, past = self.convolve(u, past)
+        u = F.silu(u)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = F.linear(dt, self.dt_proj.weight)  # its bias goes into the scan, before the softplus
         y = selective_scan(u, delta, -torch.exp(self.A_log.float()), B, C, self.D.float(), z=z,
-                           delta_bias=self.dt_proj.bias.float(), delta_softplus=True, layout="bld")
+                           delta_bias=self.dt_proj.bias.float(), delta_softplus=True, layout="bld",
+                           initial_state=h, return_last_state=return_state)  # fmt: skip
+        if return_state:
+            return self.out_proj(y[0]), (past, y[1])
         return self.out_proj(y)
 
-    def convolve(self, u):
-        """Depthwise causal convolution over time, (b, l, d) -> (b, l, d), as d_conv shifted products.
+    def step(self, x, state=None):
+        """One frame (b, d_model) and the carried state -> (y (b, d_model), state): constant time and memory a frame.
 
-        At a kernel of four this beats conv1d on a CPU and needs no transpose to (b, d, l).
+        Gives what `forward` gives at that frame. `mamba_ssm` keeps d_conv inputs where d_conv - 1 are enough.
+        """
+        y, state = self(x[:, None], state, return_state=True)
+        return y[:, 0], state
+
+    def convolve(self, u, past=None):
+        """Depthwise causal convolution over time, (b, l, d) -> (b, l, d), as d_conv shifted products, and the last inputs.
+
+        At a kernel of four this beats conv1d on a CPU and needs no transpose to (b, d, l). past: the inputs
+        before, (b, d_conv - 1, d), or None for zeros.
         """
         length = u.shape[1]
-        padded = F.pad(u, (0, 0, self.d_conv - 1, 0))
+        padded = F.pad(u, (0, 0, self.d_conv - 1, 0)) if past is None else torch.cat([past.to(u.dtype), u], 1)
         weight = self.conv1d.weight.to(u.dtype)  # (d, 1, d_conv)
         y = self.conv1d.bias.to(u.dtype)
         for k in range(self.d_conv):
             y = y + padded[:, k:k + length] * weight[:, 0, k]
-        return y
+        return y, padded[:, length:]
 
 
 class MambaBlock(nn.Module):
@@ -76,5 +95,9 @@ class MambaBlock(nn.Module):
         self.mixer = Mamba(d_model)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x):
-        return x + self.dropout(self.mixer(self.norm(x)))
+    def forward(self, x, state=None, return_state=False):
+        """(b, l, d_model) -> the same; with the mixer's state carried as `Mamba.forward` carries it."""
+        y = self.mixer(self.norm(x), state, return_state)
+        if return_state:
+            return x + self.dropout(y[0]), y[1]
+        return x + self.dropout(y)

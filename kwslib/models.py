@@ -190,7 +190,7 @@ class KWT(nn.Module):
     """Keyword Transformer 1 (Berg et al. 2021, table 1): d 64, 12 post-norm layers, one head, a class token.
 
     Attention compares every pair of frames: the O(T²) model of the length benchmark. Learned positions
-    cover `frames` frames; a longer input gets them interpolated over its padded length, on which its logits then depend.
+    cover `frames` frames; later ones share the last, so that a clip's logits do not depend on its padding.
     """
 
     def __init__(self, n_classes=35, d_model=64, n_layers=12, n_heads=1, frames=98, n_features=40):
@@ -204,11 +204,9 @@ class KWT(nn.Module):
     def forward(self, inputs, lengths=None):
         x = self.project(inputs)
         T = x.shape[1]
-        positions = self.positions[1:]
-        if T > len(positions):
-            positions = F.interpolate(positions.T[None], size=T, mode="linear", align_corners=True)[0].T
+        positions = self.positions[1:][torch.arange(T, device=x.device).clamp(max=len(self.positions) - 2)]
         token = (self.token + self.positions[0]).expand(len(x), 1, -1)
-        x = torch.cat([token, x + positions[:T]], 1)
+        x = torch.cat([token, x + positions], 1)
         mask = None
         if lengths is not None:
             mask = (torch.arange(T + 1, device=x.device) <= lengths[:, None])[:, None, None, :]

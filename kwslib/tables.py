@@ -86,7 +86,7 @@ def describe(runs):
     test, epochs = runs[0]["test"], sorted({run["training"]["epochs"] for run in runs})
     several = len({run["seed"] for run in runs}) > 1
     return (f"{source(runs)} n = {test['n']:,} test clips of {test['speakers']:,} speakers, "
-            f"{len(runs[0]['labels'])} classes; {' or '.join(map(str, epochs))} epochs of training; "
+            f"{len(runs[0]['labels'])} classes; {' to '.join(map(str, sorted({epochs[0], epochs[-1]})))} epochs of training; "
             f"{'mean ± standard deviation over seeds' if several else 'one seed'}; "
             "95 % intervals over the choice of speakers.")
 

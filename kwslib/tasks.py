@@ -60,8 +60,8 @@ def noise_of(corpus, split):
     validation's and one testing's, so that no noise is heard in two splits. Raises KwsError below 10 s."""
     tens = len(corpus.noise) // (10 * SAMPLE_RATE)
     if not tens:
-        raise KwsError(f"corpus {corpus.root} has less than 10 s of background noise; "
-                       f"add sound files to {NOISE} or leave out {SILENCE}")
+        raise KwsError(f"corpus {corpus.root} has less than 10 s of background noise; add sound files to "
+                       f"{NOISE}, or leave {SILENCE} out of the task and set background_snr to null")
     first, last = {"training": (0, 8), "validation": (8, 9), "testing": (9, 10)}[split]
     blocks = corpus.noise[: tens * 10 * SAMPLE_RATE].reshape(tens, 10 * SAMPLE_RATE)
     return blocks[:, first * SAMPLE_RATE : last * SAMPLE_RATE]

@@ -30,7 +30,7 @@ from kwslib.config import load_config, parse_overrides
 from kwslib.corpus import load_corpus
 from kwslib.data import Batches
 from kwslib.features import Normalise
-from kwslib.io import KwsError, cli, replacing, write_csv
+from kwslib.io import KwsError, cli, keep_memory, replacing, write_csv
 from kwslib.models import build
 from kwslib.spotter import frontend_of, read_checkpoint, save_checkpoint
 from kwslib.tasks import noise_of, select
@@ -42,6 +42,8 @@ def train(config, progress=True):
     if world > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     device = pick_device(config.device)
+    if device.type == "cpu":
+        keep_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     autocast = pick_precision(config.precision, device)
@@ -107,7 +109,7 @@ def train(config, progress=True):
             "epoch": epoch + 1, "lr": schedule(len(batches) * (epoch + 1) - 1) * run["lr_scale"],
             "training_loss": loss, "training_accuracy": accuracy, "validation_loss": check_loss,
             "validation_accuracy": check_accuracy,
-            "clips_per_second": len(batches) * config.batch_size / trained, "seconds": run["seconds"]})
+            "clips_per_second": min(len(batches) * config.batch_size, len(training.targets)) / trained, "seconds": run["seconds"]})
         if check_accuracy > run["best"]:
             run["best"], run["best_epoch"] = check_accuracy, epoch + 1
             best = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}

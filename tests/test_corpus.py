@@ -1,6 +1,7 @@
 """Packing: the same corpus from any container with any workers; bad input ends in one sentence."""
 
 import errno
+import fcntl
 import http.server
 import io
 import signal
@@ -143,7 +144,8 @@ def test_unreadable_clips_are_skipped_and_listed(tmp_path):
     packed = pack(source, tmp_path / "o", workers=1)
     assert {s["path"] for s in packed.card["skipped"]} == set(bad) and packed.paths.tolist() == ["a/good.wav"]
     reasons = {s["path"]: s["reason"] for s in packed.card["skipped"]}
-    assert "not audio" in reasons["a/junk.wav"] and "NaN" in reasons["a/nan.wav"]
+    assert reasons["a/junk.wav"] == "not audio that libsndfile reads (Format not recognised.)"
+    assert "NaN" in reasons["a/nan.wav"]
     assert "truncated" in reasons["a/cut.wav"] and "truncated" in reasons["a/cut.ogg"]
     assert "no samples" in reasons["a/none.wav"]
     refused("clip a/cut.* unusable", source, tmp_path / "strict", strict=True)
@@ -185,12 +187,19 @@ def test_links_are_refused(tmp_path):
 def test_out_cannot_be_written(tmp_path, plain):
     source = plain.root.parent / "clips"
     (tmp_path / "file").write_text("")
-    refused("cannot write", source, tmp_path / "file/out")
+    refused("cannot pack", source, tmp_path / "file/out")
     (tmp_path / "other").mkdir()
     with pytest.raises(KwsError, match="card .* does not exist"):
         pack(source, tmp_path / "other")
     with pytest.raises(KwsError, match="holds something else"):
         pack(source, plain.root, words=["up"])
+
+
+def test_two_runs_do_not_write_at_once(tmp_path, plain):
+    (tmp_path / "o.partial").mkdir()
+    with open(tmp_path / "o.partial/journal", "w") as journal:
+        fcntl.flock(journal, fcntl.LOCK_EX)
+        refused("being written by another run", plain.root.parent / "clips", tmp_path / "o")
 
 
 def test_full_disk_then_resumed(tmp_path, plain, monkeypatch):
@@ -202,7 +211,7 @@ def test_full_disk_then_resumed(tmp_path, plain, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(corpus_module, "write_csv", full)
         refused("No space left", source, tmp_path / "o")
-    monkeypatch.setattr(corpus_module, "_piece", None)  # nothing is decoded again
+    monkeypatch.setattr(corpus_module, "_decode", None)  # nothing is decoded again
     assert pack(source, tmp_path / "o", workers=1).checksum == plain.checksum
 
 
@@ -235,7 +244,7 @@ def test_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
     run.wait()
     lines = journal.read_bytes().split(b"\n")[:-1]
     assert 3 <= len(lines) <= 5 and not (tmp_path / "o").exists()
-    for name, half in {"waves.npy": b"half a piece", "journal": b'{"half'}.items():
+    for name, half in {"waves.npy": b"half a clip", "journal": b'{"half'}.items():
         with open(tmp_path / "o.partial" / name, "ab") as f:
             f.write(half)
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -271,7 +280,7 @@ def test_speech_commands_is_fetched_resumed_and_verified(server, tmp_path, plain
     monkeypatch.setattr(fetch_module.time, "sleep", lambda seconds: None)
     archive = as_tar(tmp_path / "made.tar.gz", clips())
     Server.body, Server.limit = archive.read_bytes(), 5000
-    right = {kind: file_hash(archive, kind) for kind in ("md5", "sha256")}
+    right = {kind: file_hash(archive, kind=kind) for kind in ("md5", "sha256")}
     packed = pack("speech_commands", tmp_path / "o", workers=1, url=server, **right)
     assert Server.ranges == [None, "bytes=5000-"]
     assert packed.checksum == plain.checksum and packed.card["licence"] == "CC BY 4.0"

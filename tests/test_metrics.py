@@ -18,7 +18,7 @@ from kwslib import io as kws_io
 from kwslib import train as training
 from kwslib.io import KwsError, cli, write_json
 from kwslib.metrics import confusion_matrix, report, speaker_interval
-from kwslib.spotter import save_checkpoint
+from kwslib.spotter import read_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -155,6 +155,22 @@ def test_accuracy_of_common_words(corpus, finished, tmp_path, monkeypatch):
         common["minimum_training_clips"] == 700 and common["words"] == ["high", "low"] and common["n"] == 16
     )
     assert common["accuracy"] == pytest.approx((confusion[0][0] + confusion[1][1]) / 16)
+
+
+def test_headline_is_a_few_numbers_of_the_result(corpus, finished, tmp_path):
+    result = evaluation.test(finished[0], corpus, tmp_path / "results")
+    headline = json.loads((tmp_path / "results/metrics/keyword_cnn-0.json").read_text())
+    assert headline["test_accuracy"] == result["test"]["accuracy"]
+    assert [headline["interval_low"], headline["interval_high"]] == result["test"]["interval"]
+    assert headline["parameters"] == 93_507 and all(isinstance(v, (int, float)) for v in headline.values())
+
+
+def test_an_unfinished_training_is_not_tested(corpus, finished, tmp_path):
+    weights, card = read_checkpoint(finished[0])
+    save_checkpoint(tmp_path / "model.safetensors", weights, {**card, "finished": False})
+    with pytest.raises(KwsError, match="stopped after epoch .*run the same training command again"):
+        evaluation.test(tmp_path, corpus, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
 
 
 def test_another_label_set_is_refused(corpus, finished, tmp_path):

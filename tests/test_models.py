@@ -1,5 +1,7 @@
 """Models: the published sizes; padding and company change nothing; both forms of retention agree."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from torch.utils.data import DataLoader
 
 import kwslib
 from kwslib.io import KwsError
-from kwslib.mamba import Mamba
+from kwslib.mamba import Mamba, MambaBlock
 from kwslib.models import MODELS, build, count_macs, count_parameters, features_of
 from kwslib.retnet import Retention, RetNetBlock
 
@@ -162,6 +164,63 @@ def test_mixer_sees_no_future():
     for t in (0, 5, 11):
         (slope,) = torch.autograd.grad(y[:, t].sum(), x, retain_graph=True)
         assert slope[:, t + 1 :].abs().sum() == 0 and (slope[:, : t + 1].abs().sum((0, 2)) > 0).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(cuts=st.lists(st.integers(1, 44), max_size=6), batch=st.integers(1, 3), seed=st.integers(0, 2**16))
+def test_chunks_with_carried_state_give_the_whole(cuts, batch, seed):
+    torch.manual_seed(seed)
+    block, x = MambaBlock(24, 0.1).eval(), 3 * torch.randn(batch, 45, 24)
+    edges, state, parts = sorted({0, *cuts, 45}), None, []
+    with torch.no_grad():
+        for first, last in zip(edges, edges[1:]):
+            y, state = block(x[:, first:last], state, return_state=True)
+            parts.append(y)
+        torch.testing.assert_close(torch.cat(parts, 1), block(x), atol=1e-5, rtol=1e-5)
+
+
+def test_step_gives_what_forward_gives():
+    torch.manual_seed(0)
+    mixer, x, state, frames = Mamba(32), torch.randn(2, 40, 32), None, []
+    with torch.no_grad():
+        for frame in x.unbind(1):
+            y, state = mixer.step(frame, state)
+            frames.append(y)
+        torch.testing.assert_close(torch.stack(frames, 1), mixer(x), atol=1e-5, rtol=1e-5)
+        assert [tuple(t.shape) for t in state] == [(2, 3, 64), (2, 64, 16)]  # however many frames came
+
+
+@settings(max_examples=20, deadline=None)
+@given(batch=st.integers(0, 3), length=st.integers(1, 9), d_model=st.integers(1, 40), d_conv=st.integers(2, 5),
+       carried=st.booleans())  # fmt: skip
+def test_mixer_agrees_with_itself_in_float64(batch, length, d_model, d_conv, carried):
+    torch.manual_seed(length)
+    mixer = Mamba(d_model, d_conv=d_conv)
+    x = torch.randn(batch, length, d_model, requires_grad=True)
+    inner = 2 * d_model
+    state = (torch.randn(batch, d_conv - 1, inner), torch.randn(batch, inner, 16)) if carried else None
+    exact, exact_x = copy.deepcopy(mixer).double(), x.detach().double().requires_grad_()
+    exact_state = tuple(t.double() for t in state) if carried else None
+    y, (past, h) = mixer(x, state, return_state=True)
+    exact_y, (exact_past, exact_h) = exact(exact_x, exact_state, return_state=True)
+    (y.square().sum() + h.sum()).backward()
+    (exact_y.square().sum() + exact_h.sum()).backward()
+    pairs = [(y, exact_y), (past, exact_past), (h, exact_h), (x.grad, exact_x.grad)]
+    pairs += [(p.grad, q.grad) for p, q in zip(mixer.parameters(), exact.parameters())]
+    for a, b in pairs:
+        assert a.shape == b.shape
+        torch.testing.assert_close(a.double(), b, atol=2e-5, rtol=1e-4)
+
+
+def test_gradients_flow_through_carried_state():
+    torch.manual_seed(0)
+    mixer, x = Mamba(16), torch.randn(2, 20, 16)
+    weights = list(mixer.parameters())
+    whole = torch.autograd.grad(mixer(x).square().sum(), weights)
+    y, state = mixer(x[:, :7], return_state=True)
+    parts = torch.autograd.grad(y.square().sum() + mixer(x[:, 7:], state).square().sum(), weights)
+    for a, b in zip(parts, whole):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("module", [Retention(32, 4), RetNetBlock(32, 4, 0.1)], ids=["retention", "block"])
