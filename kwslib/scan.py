@@ -25,11 +25,13 @@ the authors' own code. "Selective" means that Δ, B and C are computed from the 
 
 The argument names and meanings are those of `selective_scan_fn` in the authors' package
 mamba_ssm, for real A and time-dependent B and C. This file holds the plain loop, which every
-other implementation is tested against; scan_cpu.py holds the fused one for processors.
+other implementation is tested against; scan_cpu.py holds the fused one for processors,
+scan_triton.py the one for GPUs. Where the authors' package is installed its kernel is here, too.
 """
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 import torch
@@ -54,13 +56,15 @@ def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_sof
     if layout not in ("bdl", "bld"):
         raise KwsError(f"layout {layout!r} is not known; choose 'bdl' or 'bld'")
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, layout)
-    tensors = [t for t in (u, delta, A, B, C, D, z, delta_bias, initial_state) if t is not None]
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     if backend is None:
-        backend = next(name for name, (fits, _) in BACKENDS.items() if fits(tensors))
+        backend = next(name for name, (fits, _) in BACKENDS.items() if fits(tensors, False))
     elif backend not in BACKENDS:
         raise KwsError(f"scan backend {backend!r} is not known; choose one of {', '.join(BACKENDS)}")
-    elif not BACKENDS[backend][0](tensors):
-        raise KwsError(f"scan backend {backend!r} cannot run {u.dtype} on {u.device} here; use 'reference'")
+    elif not BACKENDS[backend][0](tensors, True):
+        start = "" if initial_state is None else " from an initial_state"
+        raise KwsError(f"scan backend {backend!r} cannot run {u.dtype} on {u.device}{start} here; "
+                       "use 'reference'")  # fmt: skip
     if layout == "bdl":
         u, delta, B, C = u.mT, delta.mT, B.mT, C.mT
         z = None if z is None else z.mT
@@ -98,18 +102,60 @@ def _cpu_scan(*arguments):
     return cpu_scan(*arguments)
 
 
-_NUMBA = find_spec("numba") is not None
-_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+def _triton_scan(*arguments):
+    from kwslib.scan_triton import triton_scan
+
+    return triton_scan(*arguments)
 
 
-def _fits_cpu(tensors):
-    return _NUMBA and all([t.is_cpu and t.dtype in _CPU_DTYPES for t in tensors])
+def _mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
+    """The authors' CUDA kernel. Its gradients of B and C differ in their last bits from run to run."""
+    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+
+    delta, B, C, z = (None if t is None else t.to(u.dtype).mT for t in (delta, B, C, z))  # as it demands
+    A, D, delta_bias = (None if t is None else t.float().contiguous() for t in (A, D, delta_bias))
+    y, last_state = selective_scan_fn(u.mT, delta, A, B, C, D, z, delta_bias, bool(delta_softplus), True)
+    if last_state.requires_grad:
+        last_state.register_hook(_refuse)
+    return y.mT, last_state
 
 
-# name: (does it take these tensors?, function of reference_scan's arguments); the fastest first
+def _refuse(gradient):
+    """For a tensor's hook: mamba_ssm would take a gradient of its last state for zero without a word."""
+    if gradient is not None:
+        raise KwsError("scan backend 'mamba_ssm' has no gradient of the last state; use 'reference'")
+
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_NUMBA, _TRITON = find_spec("numba") is not None, find_spec("triton") is not None
+_MAMBA_SSM = find_spec("mamba_ssm") is not None and find_spec("selective_scan_cuda") is not None
+
+
+def _on_cpu(tensors):
+    return all([t is None or t.is_cpu and t.dtype in _DTYPES for t in tensors])
+
+
+def _on_gpu(tensors):
+    return all([t is None or t.is_cuda and t.dtype in _DTYPES for t in tensors])
+
+
+def _fits_triton(tensors, by_name):
+    interpreter = by_name and os.environ.get("TRITON_INTERPRET") == "1"  # slow: for tests
+    return _TRITON and (_on_gpu(tensors) or interpreter and _on_cpu(tensors))
+
+
+def _fits_mamba_ssm(tensors, by_name):
+    batch, state, initial_state = tensors[0].shape[0], tensors[2].shape[1], tensors[8]
+    return _MAMBA_SSM and _on_gpu(tensors) and batch > 0 and state <= 256 and initial_state is None
+
+
+# name: (does it take these tensors, by default or only by name?, function of reference_scan's arguments);
+# the fastest first
 BACKENDS = {
-    "cpu": (_fits_cpu, _cpu_scan),
-    "reference": (lambda tensors: True, reference_scan),
+    "cpu": (lambda tensors, by_name: _NUMBA and _on_cpu(tensors), _cpu_scan),
+    "triton": (_fits_triton, _triton_scan),
+    "mamba_ssm": (_fits_mamba_ssm, _mamba_ssm_scan),
+    "reference": (lambda tensors, by_name: True, reference_scan),
 }
 
 

@@ -40,7 +40,7 @@ def everything(tensors, **options):
     """y, last state and the gradients of a fixed random function of both, by name."""
     y, last = selective_scan(**tensors, return_last_state=True, **options)
     g = torch.Generator().manual_seed(1)
-    loss = sum((t * torch.randn(t.shape, generator=g).to(t.dtype)).sum() for t in (y, last))
+    loss = sum((t * torch.randn(t.shape, generator=g).to(t)).sum() for t in (y, last))
     present = [k for k in NAMES if tensors[k] is not None]
     grads = torch.autograd.grad(loss, [tensors[k] for k in present])
     return {"y": y, "last": last, **{"d" + k: grad for k, grad in zip(present, grads)}}
