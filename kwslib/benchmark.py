@@ -17,6 +17,7 @@ Times wander on a shared machine: compare figures of one run, not of two.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import gc
 import re
@@ -73,6 +74,17 @@ def stopwatch(run, device):
     return start.elapsed_time(end)
 
 
+@contextlib.contextmanager
+def threads(count):
+    """PyTorch on `count` threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def percentiles(took, which=(50, 95, 99)):
     return {f"p{p}": float(np.percentile(took, p)) for p in which}
 
@@ -115,14 +127,10 @@ def benchmark_model(model, seconds_budget=0.4, batches=BATCHES, features="mel"):
     clip = spotter.normalise(spotter.frontend(wave.to(device)))  # (1, T, F)
     entry = {"parameters": count_parameters(model), "macs": count_macs(model, clip)}
     entry |= {"latency_ms": {}, "repeats": {}, "throughput": {}}
-    threads = torch.get_num_threads()
-    try:
-        for count in sorted({1, threads}) if device.type == "cpu" else [1]:
-            torch.set_num_threads(count)
+    for count in sorted({1, torch.get_num_threads()}) if device.type == "cpu" else [1]:
+        with threads(count):
             took = timings(lambda: model(clip, None), device, seconds_budget)
-            entry["latency_ms"][str(count)], entry["repeats"][str(count)] = percentiles(took), len(took)
-    finally:
-        torch.set_num_threads(threads)
+        entry["latency_ms"][str(count)], entry["repeats"][str(count)] = percentiles(took), len(took)
     for key, run in (("wave_to_label_ms", lambda: spotter.logits(wave).softmax(1).argmax(1).item()),
                      ("features_ms", lambda: spotter.normalise(spotter.frontend(wave.to(device))))):
         entry[key] = percentiles(timings(run, device, seconds_budget / 2), (50, 95))
