@@ -7,9 +7,9 @@ Names are imported when first used, so that `import kwslib` is quick and needs o
 import os
 from importlib import import_module
 
-# PyTorch's OpenMP threads spin a while after each piece of work, and keep the core from the scan's own threads; a
-# shorter while makes training a tenth faster on two cores. OpenMP reads this when torch is first imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "50000")
+# PyTorch's OpenMP threads spin a while after each piece of work; a shorter while costs nothing, and leaves the cores
+# to whatever else the machine does. OpenMP reads this when torch is first imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _HOME = {
     "pack": "corpus", "load_corpus": "corpus", "Corpus": "corpus", "select": "tasks", "Split": "tasks",

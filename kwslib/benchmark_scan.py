@@ -38,7 +38,7 @@ BATCHES, CHANNELS, LENGTHS = (1, 16, 64, 256), (128, 256, 384), (31, 63, 101, 10
 LONG = (1000, 2000, 4000, 8000, 16_000, 32_000, 64_000)
 MOST_OURS = 40_000_000  # numbers (batch x length x channels) in one sequence tensor: eight such take 1.3 GB
 MOST_PEER = 42_000_000  # numbers with a state each, of which a peer keeps about ten tensors: 1.7 GB
-# Vector instructions per number with a state, counted in scan_kernels.py. Forward: 1 for ΔA, 13 for 2**x,
+# Vector instructions per number with a state, counted in scan_kernels.py and scan_math.py. Forward: 1 for ΔA, 13 for 2**x,
 # 4 for the recurrence and the read-out. Backward: those again, and 8. What is per channel alone (softplus, gate)
 # costs 55 forward and 110 backward, over STATE states.
 INSTRUCTIONS = {"forward": 18 + 55 / STATE, "both": 18 + 18 + 8 + (55 + 110) / STATE}

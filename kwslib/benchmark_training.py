@@ -46,7 +46,7 @@ def our_training(name, steps):
     """Clips a second of the training loop as train.py runs it, augmentation included."""
     config, frontend = recipe(name), WaveToSpec(kind=features_of(name))
     model = build(name)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay))
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), fused=True)
     augment, mask = Augment(config.shift_ms, config.noise), SpecMask(config.freq_mask, config.time_mask)
     batches = Batches(clips(64 * steps), frontend, Normalise(-40.0, 20.0), 64, "cpu", augment, mask)
     few = Batches(clips(128), frontend, Normalise(-40.0, 20.0), 64, "cpu", augment, mask)
@@ -125,7 +125,7 @@ def profile_step(name, batch=64):
     bf16, config = pick_precision("auto", CPU), recipe(name)
     frontend, waves = WaveToSpec(kind=features_of(name)), torch.randn(batch, CLIP) * 0.1
     model, x = build(name).train(), frontend(waves) / 40
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay))
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), fused=True)
 
     def step():
         with autocast_to(CPU, bf16):

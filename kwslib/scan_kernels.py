@@ -7,31 +7,29 @@ block of channels that fit the core's cache, as the paper's kernel keeps them in
 
 - Channels are the vector lanes. They are contiguous in layout "bld" and independent of each
   other, so every inner loop runs over a fixed WIDTH of them and LLVM turns it into vector code.
-- exp is the cost. Numba reaches no vectorised exp without Intel's SVML, so `_exp2` is a polynomial.
+- exp is the cost. Numba reaches no vectorised exp without Intel's SVML, so scan_math.py has a polynomial.
 - Backward needs the states again. Forward keeps h at the start of every CHUNK of steps; backward
   goes through the chunks from the last to the first and recomputes the states of one at a time.
 
-scan_cpu.py allocates memory, cuts the work into tasks and makes an operator of the two tasks below.
+scan_cpu.py allocates memory, cuts the work into tasks and makes an operator of the two teams at the end.
 """
 
 from __future__ import annotations
 
+import functools
+
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
+from kwslib.scan_math import LN2, LOG2E, ONE, STRICT, ZERO, exp2, log1pexp, sigmoid
+
 WIDTH = 64  # channels of a block: every scratch row is this long, padded with zeros
 CHUNK = 32  # steps between two kept states
-LOG2E, LN2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
-LN2_HI, LN2_LO = np.float32(0.693145751953125), np.float32(1.428606765330187e-06)  # LN2 in two parts
-ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds a float32 to an integer, kept in its low bits
-ZERO, ONE = np.float32(0), np.float32(1)
-# The flags let multiply-add fuse and sums be reordered. `reassoc` would undo the ROUND trick: only where it
-# is absent may that be used. None assumes away NaN or infinity. Division by zero gives infinity, as in NumPy.
-STRICT = {"fastmath": {"contract"}, "error_model": "numpy"}
-SUMS = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
+SUMS = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}  # where sums may be reordered
 
 
 class _NoAlias(Compiler):
@@ -45,53 +43,6 @@ class _NoAlias(Compiler):
 LANES = SUMS | {"pipeline_class": _NoAlias}  # for loops over the WIDTH channels of several rows
 
 
-@njit(**STRICT)
-def _exp2_parts(k, f):
-    """2**(k + f), where k = an integer + ROUND and |f| <= 0.5; the minimax polynomial's error is 2e-9."""
-    p = np.float32(1.53533610e-04) * f + np.float32(1.33988752e-03)
-    p = (p * f + np.float32(9.61843737e-03)) * f + np.float32(5.55033247e-02)
-    p = (p * f + np.float32(2.40226479e-01)) * f + np.float32(6.93147203e-01)
-    p = p * f + ONE
-    power = np.int32((np.float32(k).view(np.int32) << 23) + 0x3F800000)  # k moves to the exponent's bits
-    return p * power.view(np.float32)
-
-
-@njit(**STRICT)
-def _exp2(x):
-    """2**x in float32: 0 below -126.5, infinity above 127.5, NaN for NaN."""
-    x = np.float32(-127) if x < np.float32(-127) else x
-    x = np.float32(128) if x > np.float32(128) else x
-    k = x + ROUND
-    return _exp2_parts(k, x - (k - ROUND))
-
-
-@njit(**STRICT)
-def _exp(x):
-    """e**x in float32: 0 below -87.7, infinity above 88.3, NaN for NaN."""
-    x = np.float32(-88) if x < np.float32(-88) else x
-    x = np.float32(88.5) if x > np.float32(88.5) else x
-    k = x * LOG2E + ROUND
-    n = k - ROUND
-    return _exp2_parts(k, ((x - n * LN2_HI) - n * LN2_LO) * LOG2E)
-
-
-@njit(**STRICT)
-def _sigmoid(x):
-    return ONE / (ONE + _exp(-x))
-
-
-@njit(**STRICT)
-def _softplus(x):
-    """log(1 + e**x) = max(x, 0) + log1p(v), v = e**-|x|; log1p(v) = 2 artanh(s), s = v / (2 + v) <= 1/3."""
-    v = _exp(-abs(x))
-    s = v / (np.float32(2) + v)
-    q = s * s
-    p = np.float32(0.12144787) * q + np.float32(0.10715368)
-    p = (p * q + np.float32(0.14308299)) * q + np.float32(0.19999444)
-    p = p * q + np.float32(0.33333338)
-    return (x if x > 0 else np.float32(0)) + np.float32(2) * (s + s * q * p)
-
-
 @njit(pipeline_class=_NoAlias, **STRICT)
 def _prepare(u, raw, dt, du, out, skip, shift, softplus):
     """From rows of u and delta (`raw`, the bias `shift` is added to it): Δ, Δu and the skip path D u."""
@@ -100,7 +51,7 @@ def _prepare(u, raw, dt, du, out, skip, shift, softplus):
         dt[j] = raw[j]
     if softplus:
         for j in range(WIDTH):
-            dt[j] = _softplus(raw[j])
+            dt[j] = log1pexp(raw[j])
     for j in range(WIDTH):
         du[j] = dt[j] * u[j]
         out[j] = skip[j] * u[j]
@@ -110,7 +61,7 @@ def _prepare(u, raw, dt, du, out, skip, shift, softplus):
 def _step(h, decay, dt, du, b, c, out):
     """One step of one state, read out into `out`. `decay` is A log2(e): exp(ΔA) = 2**(Δ decay)."""
     for j in range(WIDTH):
-        h[j] = _exp2(dt[j] * decay[j]) * h[j] + du[j] * b
+        h[j] = exp2(dt[j] * decay[j]) * h[j] + du[j] * b
         out[j] += h[j] * c
 
 
@@ -118,7 +69,7 @@ def _step(h, decay, dt, du, b, c, out):
 def _step_kept(h, next_h, a, decay, dt, du, b, c, out):
     """The same, keeping exp(ΔA) in `a` and both states for `_step_back`."""
     for j in range(WIDTH):
-        a[j] = _exp2(dt[j] * decay[j])
+        a[j] = exp2(dt[j] * decay[j])
         next_h[j] = a[j] * h[j] + du[j] * b
         out[j] += next_h[j] * c
 
@@ -149,7 +100,7 @@ def _finish_back(u, raw, dt, g, skip, ddu, ddelta, sum_skip, sum_shift, softplus
         sum_skip[j] += g[j] * u[j]
     if softplus:
         for j in range(WIDTH):
-            ddelta[j] *= _sigmoid(raw[j])
+            ddelta[j] *= sigmoid(raw[j])
     for j in range(WIDTH):
         sum_shift[j] += ddelta[j]
 
@@ -222,7 +173,7 @@ def _share(task, parts, batch, channels):
             block * blocks // parts[1], (block + 1) * blocks // parts[1])  # fmt: skip
 
 
-@njit(cache=True, nogil=True, **STRICT)
+@njit(**STRICT)
 def forward_task(task, parts, sizes, u, delta, z, B, C, A, D, bias, initial, softplus, kept,
                  y, last, scratch):  # fmt: skip
     """Sequences come as (address, batch stride, step stride), the rest as addresses of contiguous tensors."""
@@ -255,7 +206,7 @@ def forward_task(task, parts, sizes, u, delta, z, B, C, A, D, bias, initial, sof
                 if z[0] != 0:
                     _load(gate, z[0], clip * z[1] + t * z[2] + c, width)
                     for j in range(WIDTH):
-                        out[j] *= gate[j] * _sigmoid(gate[j])
+                        out[j] *= gate[j] * sigmoid(gate[j])
                 _store(out, y, (clip * length + t) * channels + c, width)
             _store_states(h, last, (clip * channels + c) * state, width, state)
 
@@ -266,7 +217,7 @@ def scratch_rows(state, length):
     return 8 + 2 * state, 9 + 3 * state + 4 * steps + (2 * steps + 1) * state
 
 
-@njit(cache=True, nogil=True, **STRICT)
+@njit(**STRICT)
 def backward_task(task, parts, sizes, u, delta, z, B, C, A, D, bias, initial, softplus, kept,
                   g_y, g_last, du_, ddelta_, dz_, dB, dC, dA, dD, dbias, dinitial, scratch):  # fmt: skip
     """The same share of the gradients: the adjoint state dh runs from the last step to the first."""
@@ -315,7 +266,7 @@ def backward_task(task, parts, sizes, u, delta, z, B, C, A, D, bias, initial, so
                     if z[0] != 0:
                         _load(gate, z[0], clip * z[1] + t * z[2] + c, width)
                         for j in range(WIDTH):
-                            s = _sigmoid(gate[j])
+                            s = sigmoid(gate[j])
                             out[j] *= g[j] * s * (ONE + gate[j] * (ONE - s))
                             g[j] *= gate[j] * s
                         _store(out, dz_, here, width)
@@ -344,3 +295,50 @@ def backward_task(task, parts, sizes, u, delta, z, B, C, A, D, bias, initial, so
         _store_states(slope, dA, row * state, width, state)
         _store(sum_skip, dD, row, width)
         _store(sum_shift, dbias, row, width)
+
+
+@intrinsic
+def _call(context, address):
+    """What a C function without arguments returns, an int."""
+
+    def generate(context, builder, signature, args):
+        function = ir.FunctionType(ir.IntType(32), []).as_pointer()
+        return builder.call(builder.inttoptr(args[0], function), [])
+
+    return types.int32(types.int64), generate
+
+
+@njit(**STRICT)
+def _mine(n):
+    """This thread's tasks, as a range. n[:5]: their number; two functions for this thread's number and how many
+    there are (OpenMP's), or 0 and the two numbers themselves."""
+    if n[1] != 0:
+        return range(_call(n[1]), n[0], _call(n[2]))
+    return range(n[3], n[0], n[4])
+
+
+@njit(**STRICT)
+def _arguments(n):
+    """What both tasks begin with, from numbers in a row."""
+    return ((n[5], n[6]), (n[7], n[8], n[9], n[10]), (n[11], n[12], n[13]), (n[14], n[15], n[16]),
+            (n[17], n[18], n[19]), (n[20], n[21], n[22]), (n[23], n[24], n[25]),
+            n[26], n[27], n[28], n[29], n[30] != 0, n[31])  # fmt: skip
+
+
+def _forward_team(address):
+    n = numba.carray(address, (36,), np.int64)
+    for task in _mine(n):
+        forward_task(task, *_arguments(n), n[32], n[33], (n[34], n[35]))
+
+
+def _backward_team(address):
+    n = numba.carray(address, (45,), np.int64)
+    for task in _mine(n):
+        backward_task(task, *_arguments(n), n[32], n[33], n[34], n[35], n[36], n[37], n[38], n[39], n[40],
+                      n[41], n[42], (n[43], n[44]))  # fmt: skip
+
+
+@functools.cache
+def team(backward):
+    """The compiled C function void(int64 *numbers) that does a thread's share of a pass, called by address."""
+    return numba.cfunc("void(voidptr)", cache=True, **STRICT)(_backward_team if backward else _forward_team).ctypes

@@ -105,7 +105,7 @@ def _sigmoid(x):
 
 @triton.jit
 def _softplus(x):
-    """log(1 + e**x) as in scan_kernels.py; the GPU's logarithm is imprecise near 1, where most Δ begin."""
+    """log(1 + e**x) as in scan_math.py; the GPU's logarithm is imprecise near 1, where most Δ begin."""
     v = tl.exp2(-LOG2E * tl.abs(x))
     s = v / (2.0 + v)
     q = s * s

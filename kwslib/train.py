@@ -69,7 +69,8 @@ def train(config, progress=True):
     frontend = frontend_of(config).to(device)
     card["features"] = frontend.options
     model = build(config.model, len(training.labels)).to(device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.999))
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.999),
+                                  fused=device.type != "mps")
     run = {"epoch": 0, "best": -1.0, "lr_scale": 1.0, "seconds": 0.0, "history": [], "card": card}
     best = {}
 
