@@ -14,29 +14,36 @@ unexport PYTHONPATH PYTHONHOME JUPYTER_PATH
 PIPELINE_quick := dvc.yaml
 PIPELINE_subset := profiles/subset/dvc.yaml
 PIPELINE_paper := profiles/paper/dvc.yaml
+PIPELINE_scan := profiles/scan/dvc.yaml
+FIGURES = $(if $(filter scan,$(PROFILE)),notebooks/05_scan.ipynb tmp/figures.ipynb -p read ../results/scan/scan.json -p report ..,\
+	notebooks/04_paper.ipynb tmp/figures.ipynb -p params ../$(dir $(PIPELINE_$(PROFILE)))params.yaml -p out ..)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env repro test figures readme lock clean profile
+.PHONY: help env repro peers test figures readme lock clean profile
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 env: $(READY)  ## make .venv from the lock, requirements.txt
 
-repro: profile $(READY)  ## repeat the runs, tables and figures: PROFILE=quick (default), subset or paper
+repro: profile $(READY)  ## repeat the runs, tables and figures: PROFILE=quick (default), subset, paper or scan
 	$(RUN) dvc repro $(PIPELINE_$(PROFILE))
+
+# mamba-ssm is built without CUDA: only its plain PyTorch scan is wanted here.
+peers: $(READY)  ## add to .venv the packages that PROFILE=scan compares with: mambapy, transformers, mamba-ssm
+	MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(VENV)/bin/uv pip install --python $(VENV)/bin/python \
+		--no-build-isolation-package mamba-ssm --constraints requirements.txt 'mambapy==1.2.0' 'transformers==5.23.0' 'mamba-ssm==2.3.2.post1'
 
 test: $(READY)  ## run the tests and the notebooks
 	$(RUN) pytest --nbval --nbval-current-env --durations=10 -q tests $(wildcard notebooks)
 
 figures: profile $(READY)  ## draw the tables and figures again from the committed results, as PROFILE says
 	mkdir -p tmp
-	$(RUN) papermill --kernel python3 --no-progress-bar --cwd notebooks notebooks/04_paper.ipynb tmp/figures.ipynb \
-		-p params ../$(dir $(PIPELINE_$(PROFILE)))params.yaml -p out ..
+	$(RUN) papermill --kernel python3 --no-progress-bar --cwd notebooks $(FIGURES)
 
 readme: $(READY)  ## write the README's tables and numbers again from the committed results
-	$(RUN) kwslib.tables --results results/quick results/subset --out tmp/tables --readme README.md
+	$(RUN) kwslib.readme README.md results/quick results/subset results/scan
 
 lock:  ## resolve pyproject.toml into requirements.txt; UPGRADE=--upgrade takes newer releases
 	@test -x $(VENV)/bin/uv || { $(NEW_VENV); }
@@ -49,8 +56,8 @@ clean:  ## remove data, checkpoints and scratch; results, figures and .venv stay
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 profile:
-	@case '$(PROFILE)' in quick|subset|paper) ;; *) \
-		echo "error: no profile is called '$(PROFILE)'; choose PROFILE=quick, subset or paper" >&2; exit 2 ;; esac
+	@case '$(PROFILE)' in quick|subset|paper|scan) ;; *) \
+		echo "error: no profile is called '$(PROFILE)'; choose PROFILE=quick, subset, paper or scan" >&2; exit 2 ;; esac
 
 define NEW_VENV
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \

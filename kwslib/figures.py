@@ -3,20 +3,17 @@
 A family of models keeps its colour and marker, a size within it its line style: all is told apart in grey
 too. Measured accuracy is filled, with its interval; published results are hollow and the paper's claims are
 crosses, in a panel of their own unless the test set is the published one. `draw_all` adds captions.
-
-    python -m kwslib.figures --results results/quick [results/subset ...] --out figures
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 
 import numpy as np
 
 from kwslib import tables
-from kwslib.io import SAMPLE_RATE, cli, replacing
+from kwslib.io import SAMPLE_RATE, replacing
 
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: single and double column
 RC = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
@@ -331,20 +328,3 @@ def draw_all(runs, benchmark, claims):
         drawn["length"] = length_scaling(benchmark, claims), (
             f"Cost of one pass against the length of audio; exponents hold for the lengths named. {timed}")
     return drawn
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", nargs="+", required=True, type=Path)
-    parser.add_argument("--out", required=True, type=Path)
-    args, claims = parser.parse_args(argv), tables.load_claims()
-    for folder in args.results:
-        drawn = draw_all(tables.load_runs(folder), tables.load_benchmark(folder), claims)
-        for name, (fig, caption) in drawn.items():
-            save(fig, args.out / folder.name, name)
-            with replacing(args.out / folder.name / f"{name}.txt") as scratch:
-                scratch.write_text(caption + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    cli(main)

@@ -1,22 +1,16 @@
-"""The paper's tables and the README's numbers, regenerated from result files.
+"""The paper's tables, regenerated from result files.
 
 Measured numbers come from results/<profile>/ only, claimed and published ones from claims.yaml only, and
 the two never share a column. A measured column names its corpus, and says so where that is synthetic.
-
-    python -m kwslib.tables --results results/quick [results/subset ...] --out figures [--readme README.md]
-
-writes figures/quick/variants.md, .csv, .tex and so on. In the README, it replaces what lies between
-`<!-- table: quick/variants -->` and `<!-- end -->`, `<!-- n: quick/retnet.parameters -->` and `<!-- /n -->`.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 from statistics import mean, stdev
 
-from kwslib.io import KwsError, cli, read_csv, read_json, replacing
+from kwslib.io import KwsError, read_csv, read_json, replacing
 
 CLAIMS = Path(__file__).resolve().parent.parent / "claims.yaml"
 NEEDED = {"model", "seed", "corpus", "labels", "parameters", "macs", "validation", "test", "training"}
@@ -231,14 +225,6 @@ def build_tables(runs, benchmark, claims):
     return tables
 
 
-def readme_numbers(runs, benchmark, claims):
-    """KEY -> text of one number: corpus.testing, and retnet.macs for each key of `collect`."""
-    clips = flat(runs[0]["corpus"]["clips"], "corpus") if runs else {}
-    facts = collect(runs, benchmark, claims) | {"": clips | {"corpus.name": corpus_name(runs)}}
-    return {f"{m}.{key}".strip("."): shown(own, key) for m, own in facts.items() for key in own
-            if key == "interval" or not isinstance(own[key], list)}
-
-
 def markdown(df):
     """A DataFrame of text as a Markdown table."""
     rows = [[re.sub(r"(?<!\w)_|_(?!\w)|[\\|*<`]", r"\\\g<0>", c) for c in line] for line in (df, *df.values)]
@@ -265,45 +251,3 @@ def write_table(df, folder, name, caption):
                          ("csv", df.to_csv(index=False, lineterminator="\n"))):
         with replacing(Path(folder) / f"{name}.{suffix}") as scratch:
             scratch.write_text(text, encoding="utf-8")
-
-
-def fill_readme(text, tables, numbers=None):
-    """`text` with its marked tables (name -> (DataFrame, caption)) and numbers (key -> text) filled in.
-
-    Raises KwsError where a marker is unknown or not closed.
-    """
-    found = {f"table: {k}": f"\n{caption}\n\n{markdown(df)}\n" for k, (df, caption) in tables.items()}
-    found |= {f"n: {key}": value for key, value in (numbers or {}).items()}
-
-    def filled(match):
-        if match[2] not in found:
-            raise KwsError(f"README marker “{match[2]}” is unknown; choose from: {'; '.join(found)}")
-        return match[1] + found[match[2]] + match[3]
-
-    for kind, end in (("table", "end"), ("n", "/n")):
-        if text.count(f"<!-- {kind}: ") != text.count(f"<!-- {end} -->"):
-            raise KwsError(f"a README marker “{kind}: …” is not closed; close each with <!-- {end} -->")
-        text = re.sub(rf"(<!-- ({kind}: .+?) -->).*?(<!-- {end} -->)", filled, text, flags=re.DOTALL)
-    return text
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", nargs="+", required=True, type=Path)
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--readme", type=Path)
-    args, claims, tables, numbers = parser.parse_args(argv), load_claims(), {}, {}
-    for folder in args.results:
-        runs, benchmark = load_runs(folder), load_benchmark(folder)
-        for name, (df, caption) in build_tables(runs, benchmark, claims).items():
-            write_table(df, args.out / folder.name, name, caption)
-            tables[f"{folder.name}/{name}"] = df, caption
-        numbers |= {f"{folder.name}/{k}": text for k, text in readme_numbers(runs, benchmark, claims).items()}
-    if args.readme:
-        text = fill_readme(args.readme.read_text(encoding="utf-8"), tables, numbers)
-        with replacing(args.readme) as scratch:
-            scratch.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    cli(main)

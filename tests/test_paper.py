@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from kwslib import figures, tables
+from kwslib import figures, readme, tables
 from kwslib.io import KwsError, write_csv, write_json
 
 pytest.importorskip("pandas")
@@ -214,20 +214,18 @@ def test_tables_are_written_as_markdown_csv_and_escaped_latex(built, tmp_path):
 
 
 def test_readme_is_filled_and_filling_again_changes_nothing(results, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("Trained on <!-- n: quick/corpus.training -->0<!-- /n --> clips: "
-                      "<!-- n: quick/mamba_mel_small.test.accuracy -->0<!-- /n -->, claimed "
-                      "<!-- n: quick/mamba_mel_small.claimed.accuracy --><!-- /n -->.\n"
-                      "<!-- table: quick/comparison -->\nold\n<!-- end -->\ntail\n")
-    args = ["--results", str(results), "--out", str(tmp_path / "figures"), "--readme", str(readme)]
-    tables.main(args)
-    filled = readme.read_text(encoding="utf-8")
+    page = tmp_path / "README.md"
+    page.write_text("Trained on <!-- n: quick/corpus.training -->0<!-- /n --> clips: "
+                    "<!-- n: quick/mamba_mel_small.test.accuracy -->0<!-- /n -->, claimed "
+                    "<!-- n: quick/mamba_mel_small.claimed.accuracy --><!-- /n -->.\n"
+                    "<!-- table: quick/comparison -->\nold\n<!-- end -->\ntail\n")
+    readme.main([str(page), str(results)])
+    filled = page.read_text(encoding="utf-8")
     assert "-->4,321<!--" in filled and "-->92.00 ± 2.83<!--" in filled and "-->97.42<!--" in filled
     assert "| Mamba-Mel Small | 461,091 |" in filled and "old" not in filled
     assert filled.endswith("<!-- end -->\ntail\n")
-    tables.main(args)
-    assert readme.read_text(encoding="utf-8") == filled
-    assert (tmp_path / "figures" / "quick" / "variants.tex").is_file()
+    readme.main([str(page), str(results)])
+    assert page.read_text(encoding="utf-8") == filled
 
 
 @pytest.mark.parametrize("text, message", [
@@ -237,12 +235,13 @@ def test_readme_is_filled_and_filling_again_changes_nothing(results, tmp_path):
     ("<!-- n: x -->1", "not closed")])
 def test_unknown_and_open_markers_are_refused(built, text, message):
     with pytest.raises(KwsError, match=message):
-        tables.fill_readme(text, built)
+        readme.fill_readme(text, built)
 
 
 def test_every_figure_is_saved_as_pdf_and_png_the_same_bytes_in_every_process(results, drawn, tmp_path):
-    code = ("import sys; from kwslib import figures; "
-            "figures.main(['--results', sys.argv[1], '--out', sys.argv[2]])")
+    code = ("import sys; from kwslib import figures, tables; results, out = sys.argv[1:]; claims = tables.load_claims(); "
+            "drawn = figures.draw_all(tables.load_runs(results), tables.load_benchmark(results), claims); "
+            "[figures.save(fig, out + '/quick', name) for name, (fig, _) in drawn.items()]")
     env = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", code, str(results), str(tmp_path)], env=env) as other:
         for name, (fig, _) in drawn.items():
