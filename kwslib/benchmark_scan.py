@@ -227,11 +227,18 @@ def run(out=None, small=False, budget=0.1, show=None):
     shapes = [{"batch": b, "channels": c, "length": n} for b, c, n in grid]
     budget = 0.01 if small else budget
     peak = peaks(budget)
-    result = {"machine": machine(), "state": STATE, "peaks": peak, "missing": missing,
-              "difference": differences(scans), "instructions": INSTRUCTIONS, "traffic": TRAFFIC,
-              "scan": shares(compare(scans, shapes, budget, show), peak),
-              "length": length_part(LONG[:3] if small else LONG, budget),
-              "models": models_part(MODELS[3:4] if small else MODELS, 1 if small else 16, 2 * budget, show)}
+    result = {
+        "machine": machine(),
+        "state": STATE,
+        "peaks": peak,
+        "missing": missing,
+        "difference": differences(scans),
+        "instructions": INSTRUCTIONS,
+        "traffic": TRAFFIC,
+        "scan": shares(compare(scans, shapes, budget, show), peak),
+        "length": length_part(LONG[:3] if small else LONG, budget),
+        "models": models_part(MODELS[3:4] if small else MODELS, 1 if small else 16, 2 * budget, show),
+    }
     if out:
         write_json(out, result)
     return result
@@ -239,9 +246,13 @@ def run(out=None, small=False, budget=0.1, show=None):
 
 def line(row):
     if "model" in row:
-        return (f"{row['model']}: training {row['clips_per_second']:.0f} against {row['plain_clips_per_second']:.1f} clips/s, "
-                f"one clip {row['latency_ms']:.2f} against {row['plain_latency_ms']:.2f} ms")
-    times = "; ".join(f"{n} threads: " + ", ".join(f"{k} {v:.3g} ms" for k, v in ms.items()) for n, ms in row["ms"].items())
+        return (
+            f"{row['model']}: training {row['clips_per_second']:.0f} against {row['plain_clips_per_second']:.1f} clips/s, "
+            f"one clip {row['latency_ms']:.2f} against {row['plain_latency_ms']:.2f} ms"
+        )
+    times = "; ".join(
+        f"{n} threads: " + ", ".join(f"{k} {v:.3g} ms" for k, v in ms.items()) for n, ms in row["ms"].items()
+    )
     return f"{row['batch']} x {row['length']} x {row['channels']} {row['mode']}: {times}"
 
 

@@ -50,8 +50,16 @@ def our_training(name, steps):
     augment, mask = Augment(config.shift_ms, config.noise), SpecMask(config.freq_mask, config.time_mask)
     batches = Batches(clips(64 * steps), frontend, Normalise(-40.0, 20.0), 64, "cpu", augment, mask)
     few = Batches(clips(128), frontend, Normalise(-40.0, 20.0), 64, "cpu", augment, mask)
-    train = partial(train_epoch, model, optimizer, config=config, schedule=Schedule(config, steps), lr_scale=1.0,
-                    autocast=pick_precision("auto", CPU), progress=False)
+    train = partial(
+        train_epoch,
+        model,
+        optimizer,
+        config=config,
+        schedule=Schedule(config, steps),
+        lr_scale=1.0,
+        autocast=pick_precision("auto", CPU),
+        progress=False,
+    )
     train(few, 0)  # warm-up
     started = time.perf_counter()
     train(batches, 1)
@@ -87,8 +95,16 @@ def plain_scan():
 def plain_training(name, steps):
     config, model = recipe(name), build(name).to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay))
-    train = partial(train_epoch, model, optimizer, config=config, schedule=Schedule(config, steps), lr_scale=1.0,
-                    autocast=False, progress=False)
+    train = partial(
+        train_epoch,
+        model,
+        optimizer,
+        config=config,
+        schedule=Schedule(config, steps),
+        lr_scale=1.0,
+        autocast=False,
+        progress=False,
+    )
     with plain_scan():
         train(PlainBatches(name, 1), 0)
         batches = PlainBatches(name, steps)
@@ -106,16 +122,25 @@ def models_part(names, steps, budget, show):
             fast = float(timings(lambda: model(x), CPU, budget, least=5).min())
             with plain_scan():
                 plain = float(timings(lambda: model(x), CPU, budget, least=5).min())
-        found[name] = {"clips_per_second": our_training(name, steps), "plain_clips_per_second": plain_training(name, max(1, steps // 4)),
-                       "latency_ms": fast, "plain_latency_ms": plain, "profile": profile_step(name)}
+        found[name] = {
+            "clips_per_second": our_training(name, steps),
+            "plain_clips_per_second": plain_training(name, max(1, steps // 4)),
+            "latency_ms": fast,
+            "plain_latency_ms": plain,
+            "profile": profile_step(name),
+        }
         if show:
             show({"model": name, **found[name]})
     return found
 
 
-KINDS = {"convolution": ("conv",), "scan": ("Scan",), "linear": ("addmm", "aten::mm", "linear", "bmm"),
-         "norm, activation, pooling": ("norm", "silu", "pool", "dropout"),
-         "optimiser": ("_foreach", "_fused", "Optimizer", "adam")}
+KINDS = {
+    "convolution": ("conv",),
+    "scan": ("Scan",),
+    "linear": ("addmm", "aten::mm", "linear", "bmm"),
+    "norm, activation, pooling": ("norm", "silu", "pool", "dropout"),
+    "optimiser": ("_foreach", "_fused", "Optimizer", "adam"),
+}
 
 
 def profile_step(name, batch=64):

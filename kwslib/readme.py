@@ -21,8 +21,12 @@ def readme_numbers(runs, benchmark, claims):
     """KEY -> text of one number: corpus.testing, and retnet.macs for each key of `collect`."""
     clips = tables.flat(runs[0]["corpus"]["clips"], "corpus") if runs else {}
     facts = tables.collect(runs, benchmark, claims) | {"": clips | {"corpus.name": tables.corpus_name(runs)}}
-    return {f"{m}.{key}".strip("."): tables.shown(own, key) for m, own in facts.items() for key in own
-            if key == "interval" or not isinstance(own[key], list)}
+    return {
+        f"{m}.{key}".strip("."): tables.shown(own, key)
+        for m, own in facts.items()
+        for key in own
+        if key == "interval" or not isinstance(own[key], list)
+    }
 
 
 def fill_readme(text, tables, numbers=None):
@@ -54,7 +58,10 @@ def main(argv=None):
         if (timed := folder / "scan.json").is_file():
             scan = read_json(timed, "benchmark")
             found = {"scan": scan_report.scan_table(scan), "models": scan_report.models_table(scan)}
-            texts = {key: f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for key, value in scan_report.headline(scan).items()}
+            texts = {
+                key: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+                for key, value in scan_report.headline(scan).items()
+            }
         else:
             runs, benchmark = tables.load_runs(folder), tables.load_benchmark(folder)
             found, texts = tables.build_tables(runs, benchmark, claims), readme_numbers(runs, benchmark, claims)

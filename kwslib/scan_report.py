@@ -7,10 +7,18 @@ from pandas import DataFrame
 
 from kwslib.figures import BELOW, PAGE, figure, look
 
-NAMES = {"kwslib": "kwslib (this work)", "mamba_ssm": "mamba_ssm, reference", "mambapy": "mambapy, parallel scan",
-         "transformers": "transformers, loop"}
-COLOURS = {"kwslib": ("#0072B2", "", "o"), "mambapy": ("0.65", "////", "s"), "transformers": ("white", "....", "^"),
-           "mamba_ssm": ("0.85", "xxxx", "D")}
+NAMES = {
+    "kwslib": "kwslib (this work)",
+    "mamba_ssm": "mamba_ssm, reference",
+    "mambapy": "mambapy, parallel scan",
+    "transformers": "transformers, loop",
+}
+COLOURS = {
+    "kwslib": ("#0072B2", "", "o"),
+    "mambapy": ("0.65", "////", "s"),
+    "transformers": ("white", "....", "^"),
+    "mamba_ssm": ("0.85", "xxxx", "D"),
+}
 SHADES = ("#0072B2", "#E69F00", "0.8", "#009E73", "#CC79A7", "0.45", "white")
 HATCHES = ("", "////", "", "....", "xxxx", "", "\\\\\\\\")
 
@@ -22,7 +30,9 @@ def most(result):
 
 def row_of(result, mode, **shape):
     """The row of one shape and mode, or None."""
-    return next((row for row in result["scan"] if row["mode"] == mode and all(row[k] == v for k, v in shape.items())), None)
+    return next(
+        (row for row in result["scan"] if row["mode"] == mode and all(row[k] == v for k, v in shape.items())), None
+    )
 
 
 def speedups(row, threads):
@@ -39,15 +49,24 @@ def training_rows(result):
 def headline(result):
     """The few numbers that say how fast it is: name -> value. A ratio is a peer's time over kwslib's."""
     numbers, n = {}, most(result)
-    sets = {"training": [speedups(row, n) for row in training_rows(result)],
-            "clip": [speedups(row, "1") for row in result["scan"] if (row["mode"], row["batch"], row["length"]) == ("forward", 1, 31)]}
+    sets = {
+        "training": [speedups(row, n) for row in training_rows(result)],
+        "clip": [
+            speedups(row, "1")
+            for row in result["scan"]
+            if (row["mode"], row["batch"], row["length"]) == ("forward", 1, 31)
+        ],
+    }
     for name, rows in sets.items():
         fastest = [min(ratios.values()) for ratios in rows if ratios]
         reference = [ratios["mamba_ssm"] for ratios in rows if "mamba_ssm" in ratios]
         for peer, values in (("fastest_peer", fastest), ("mamba_ssm", reference)):
             if values:
-                numbers |= {f"{name}.{peer}.least": min(values), f"{name}.{peer}.median": float(np.median(values)),
-                            f"{name}.{peer}.most": max(values)}
+                numbers |= {
+                    f"{name}.{peer}.least": min(values),
+                    f"{name}.{peer}.median": float(np.median(values)),
+                    f"{name}.{peer}.most": max(values),
+                }
     for mode in ("forward", "both"):
         numbers |= {f"length.{mode}.{what}": result["length"][mode][f"exponent_{what}"] for what in ("time", "memory")}
     for mode in ("forward", "both"):
@@ -56,11 +75,16 @@ def headline(result):
             if shares := [row["share"][n][unit] for row in rows if n in row.get("share", {})]:
                 numbers[f"share.{mode}.{unit}"] = 100 * float(np.median(shares))
     for name, m in result["models"].items():
-        numbers |= {f"{name}.training": m["clips_per_second"] / m["plain_clips_per_second"],
-                    f"{name}.latency": m["plain_latency_ms"] / m["latency_ms"], f"{name}.clips_per_second": m["clips_per_second"]}
-    numbers |= {f"ms.{mode}.{b}.{length}.{c}": row["ms"][n]["kwslib"] for mode, b, length, c in
-                (("both", 64, 31, 128), ("both", 64, 63, 256), ("forward", 1, 31, 128))
-                if (row := row_of(result, mode, batch=b, length=length, channels=c))}
+        numbers |= {
+            f"{name}.training": m["clips_per_second"] / m["plain_clips_per_second"],
+            f"{name}.latency": m["plain_latency_ms"] / m["latency_ms"],
+            f"{name}.clips_per_second": m["clips_per_second"],
+        }
+    numbers |= {
+        f"ms.{mode}.{b}.{length}.{c}": row["ms"][n]["kwslib"]
+        for mode, b, length, c in (("both", 64, 31, 128), ("both", 64, 63, 256), ("forward", 1, 31, 128))
+        if (row := row_of(result, mode, batch=b, length=length, channels=c))
+    }
     return numbers
 
 
@@ -76,36 +100,53 @@ def scan_table(result):
         ms, ratios = row["ms"].get(n, {}), speedups(row, n)
         if "kwslib" not in ms:
             continue
-        rows.append({"pass": {"both": "forward + backward"}.get(row["mode"], row["mode"]), "batch": str(row["batch"]),
-                     "length": f"{row['length']:,}", "channels": str(row["channels"]),
-                     "kwslib (ms)": f"{ms['kwslib']:.3g}", "kwslib, 1 thread (ms)": f"{row['ms']['1']['kwslib']:.3g}",
-                     **{f"{NAMES[p]} (×)": f"{ratios[p]:.1f}" if p in ratios else "not run" for p in NAMES if p != "kwslib"},
-                     "kwslib (MB)": f"{row['mb']['kwslib'] or 0:.1f}",
-                     "share of FMA peak (%)": f"{100 * row['share'][n]['fma']:.0f}",
-                     "share of memory bandwidth (%)": f"{100 * row['share'][n]['memory']:.0f}"})
+        rows.append(
+            {
+                "pass": {"both": "forward + backward"}.get(row["mode"], row["mode"]),
+                "batch": str(row["batch"]),
+                "length": f"{row['length']:,}",
+                "channels": str(row["channels"]),
+                "kwslib (ms)": f"{ms['kwslib']:.3g}",
+                "kwslib, 1 thread (ms)": f"{row['ms']['1']['kwslib']:.3g}",
+                **{f"{NAMES[p]} (×)": f"{ratios[p]:.1f}" if p in ratios else "not run" for p in NAMES if p != "kwslib"},
+                "kwslib (MB)": f"{row['mb']['kwslib'] or 0:.1f}",
+                "share of FMA peak (%)": f"{100 * row['share'][n]['fma']:.0f}",
+                "share of memory bandwidth (%)": f"{100 * row['share'][n]['memory']:.0f}",
+            }
+        )
     return DataFrame(rows), (
         f"The selective scan, state {result['state']}, {n} threads unless named otherwise; × is a peer's time over kwslib's; not run: "
-        f"its tensors would be too large. {timed_on(result)}")
+        f"its tensors would be too large. {timed_on(result)}"
+    )
 
 
 def models_table(result):
-    rows = [{"model": look(name, {"models": {}})["label"].replace("_", " "), "training, clips/s": f"{m['clips_per_second']:.0f}",
-             "before, clips/s": f"{m['plain_clips_per_second']:.1f}",
-             "training, ×": f"{m['clips_per_second'] / m['plain_clips_per_second']:.1f}",
-             "one clip, ms": f"{m['latency_ms']:.2f}", "before, ms": f"{m['plain_latency_ms']:.2f}",
-             "one clip, ×": f"{m['plain_latency_ms'] / m['latency_ms']:.1f}",
-             **{f"{kind}, % of a step": f"{100 * share:.0f}" for kind, share in m["profile"].items()}}
-            for name, m in result["models"].items()]
+    rows = [
+        {
+            "model": look(name, {"models": {}})["label"].replace("_", " "),
+            "training, clips/s": f"{m['clips_per_second']:.0f}",
+            "before, clips/s": f"{m['plain_clips_per_second']:.1f}",
+            "training, ×": f"{m['clips_per_second'] / m['plain_clips_per_second']:.1f}",
+            "one clip, ms": f"{m['latency_ms']:.2f}",
+            "before, ms": f"{m['plain_latency_ms']:.2f}",
+            "one clip, ×": f"{m['plain_latency_ms'] / m['latency_ms']:.1f}",
+            **{f"{kind}, % of a step": f"{100 * share:.0f}" for kind, share in m["profile"].items()},
+        }
+        for name, m in result["models"].items()
+    ]
     return DataFrame(rows), (
         "Whole models: the training loop at batch 64, and the latency of one clip on one thread, beside the same model as the paper's code "
-        f"runs it (plain scan, float32, clip-by-clip features in DataLoader workers); where a training step goes. {timed_on(result)}")
+        f"runs it (plain scan, float32, clip-by-clip features in DataLoader workers); where a training step goes. {timed_on(result)}"
+    )
 
 
 def speed(result, claims):
     """The one picture: a training step's scan, one clip's scan, and whole models in training."""
     fig, (step, clip, models) = figure(PAGE, 2.5, 1, 3, width_ratios=(1, 1, 1.25))
-    for ax, mode, batch, n, title in ((step, "both", 64, most(result), f"forward + backward, 64 clips\n{most(result)} threads"),
-                                      (clip, "forward", 1, "1", "forward, one clip\n1 thread")):
+    for ax, mode, batch, n, title in (
+        (step, "both", 64, most(result), f"forward + backward, 64 clips\n{most(result)} threads"),
+        (clip, "forward", 1, "1", "forward, one clip\n1 thread"),
+    ):
         row = row_of(result, mode, batch=batch, length=31, channels=128) or row_of(result, mode)
         ms = row["ms"][n]
         names = sorted(ms, key=ms.get)
@@ -114,18 +155,36 @@ def speed(result, claims):
             ax.barh(i, ms[name], 0.7, color=colour, hatch=hatch, edgecolor="black", linewidth=0.5)
             ratio = "" if name == "kwslib" else f"  × {ms[name] / ms['kwslib']:.0f}"
             ax.text(ms[name], i, f" {ms[name]:.2g} ms{ratio}", va="center", fontsize=6)
-        ax.set_yticks(range(len(names)), [NAMES[name].replace(" (this work)", "").replace(", ", ",\n") for name in names])
+        ax.set_yticks(
+            range(len(names)), [NAMES[name].replace(" (this work)", "").replace(", ", ",\n") for name in names]
+        )
         ax.set(xscale="log", xlabel="time (ms)", title=title)
         ax.set_xlim(min(ms.values()) / 2, max(ms.values()) * 20)
         ax.invert_yaxis()
         ax.grid(axis="y", visible=False)
     found = result["models"]
     for i, m in enumerate(found.values()):
-        for shift, key, (colour, hatch, _), label in ((-0.19, "clips_per_second", COLOURS["kwslib"], "kwslib"),
-                                                      (0.19, "plain_clips_per_second", COLOURS["mambapy"], "as published")):
-            models.barh(i + shift, m[key], 0.36, color=colour, hatch=hatch, edgecolor="black", linewidth=0.5,
-                        label=label if i == 0 else None)
-        models.text(m["clips_per_second"], i - 0.19, f" × {m['clips_per_second'] / m['plain_clips_per_second']:.0f}", va="center", fontsize=6)
+        for shift, key, (colour, hatch, _), label in (
+            (-0.19, "clips_per_second", COLOURS["kwslib"], "kwslib"),
+            (0.19, "plain_clips_per_second", COLOURS["mambapy"], "as published"),
+        ):
+            models.barh(
+                i + shift,
+                m[key],
+                0.36,
+                color=colour,
+                hatch=hatch,
+                edgecolor="black",
+                linewidth=0.5,
+                label=label if i == 0 else None,
+            )
+        models.text(
+            m["clips_per_second"],
+            i - 0.19,
+            f" × {m['clips_per_second'] / m['plain_clips_per_second']:.0f}",
+            va="center",
+            fontsize=6,
+        )
     models.set_yticks(range(len(found)), [look(name, claims)["label"] for name in found])
     models.set(xscale="log", xlabel="training (clips/s)", title="whole models, training\nbatch 64")
     models.set_xlim(right=3 * max(m["clips_per_second"] for m in found.values()))
@@ -140,12 +199,20 @@ def shapes(result):
     fig, axes = figure(PAGE, 2.6, 1, 2, sharey=True)
     for ax, mode in zip(axes, ("forward", "both")):
         for n, marker, colour in zip(sorted(result["peaks"], key=int), "os", ("#0072B2", "#E69F00")):
-            points = [(row["batch"] * row["length"] * row["channels"], min(speedups(row, n).values())) for row in result["scan"]
-                      if row["mode"] == mode and speedups(row, n)]
+            points = [
+                (row["batch"] * row["length"] * row["channels"], min(speedups(row, n).values()))
+                for row in result["scan"]
+                if row["mode"] == mode and speedups(row, n)
+            ]
             if points:
                 ax.plot(*np.array(points).T, marker, color=colour, markerfacecolor="none", label=f"threads: {n}")
         ax.axhline(1, color="black", linewidth=0.8)
-        ax.set(xscale="log", yscale="log", xlabel="batch × length × channels", title={"both": "forward + backward"}.get(mode, mode))
+        ax.set(
+            xscale="log",
+            yscale="log",
+            xlabel="batch × length × channels",
+            title={"both": "forward + backward"}.get(mode, mode),
+        )
     axes[0].set_ylabel("time of the fastest peer\nover kwslib's (×)")
     axes[0].legend()
     return fig
@@ -159,14 +226,35 @@ def growth(result):
         for mode, style in (("forward", "--"), ("both", "-")):
             exponent = part[mode][f"exponent_{what}"]
             name = {"both": "forward + backward"}.get(mode, mode)
-            ax.plot(part["lengths"], np.array(part[mode][key], float), "o" + style, color=COLOURS["kwslib"][0],
-                    label=f"kwslib, {name}" + (f": exponent {exponent:.2f}" if exponent is not None else ""))
+            ax.plot(
+                part["lengths"],
+                np.array(part[mode][key], float),
+                "o" + style,
+                color=COLOURS["kwslib"][0],
+                label=f"kwslib, {name}" + (f": exponent {exponent:.2f}" if exponent is not None else ""),
+            )
         for peer in (p for p in NAMES if p != "kwslib"):
-            rows = [row for row in result["scan"] if row["mode"] == "both" and row["batch"] == 1 and row["channels"] == part["channels"]
-                    and row["length"] >= part["lengths"][0]]
-            values = [(row["length"], row["ms"][most(result)].get(peer) if key == "ms" else row["mb"].get(peer)) for row in rows]
+            rows = [
+                row
+                for row in result["scan"]
+                if row["mode"] == "both"
+                and row["batch"] == 1
+                and row["channels"] == part["channels"]
+                and row["length"] >= part["lengths"][0]
+            ]
+            values = [
+                (row["length"], row["ms"][most(result)].get(peer) if key == "ms" else row["mb"].get(peer))
+                for row in rows
+            ]
             if values := [v for v in values if v[1]]:
-                ax.plot(*np.array(values).T, ":", marker=COLOURS[peer][2], color="0.4", markerfacecolor="none", label=NAMES[peer])
+                ax.plot(
+                    *np.array(values).T,
+                    ":",
+                    marker=COLOURS[peer][2],
+                    color="0.4",
+                    markerfacecolor="none",
+                    label=NAMES[peer],
+                )
         ax.set(xscale="log", yscale="log", xlabel="length (frames)", ylabel=f"{what} ({unit})")
         ax.legend(**BELOW)
     return fig
@@ -179,7 +267,17 @@ def step_shares(result, claims):
     left = np.zeros(len(found))
     for kind, colour, hatch in zip(next(iter(found.values()))["profile"], SHADES, HATCHES):
         values = np.array([100 * m["profile"][kind] for m in found.values()])
-        ax.barh(range(len(found)), values, 0.7, left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.5, label=kind)
+        ax.barh(
+            range(len(found)),
+            values,
+            0.7,
+            left,
+            color=colour,
+            hatch=hatch,
+            edgecolor="black",
+            linewidth=0.5,
+            label=kind,
+        )
         left += values
     ax.set_yticks(range(len(found)), [look(name, claims)["label"] for name in found])
     ax.set(xlabel="share of a training step, batch 64 (%)", xlim=(0, 100))
@@ -192,8 +290,16 @@ def step_shares(result, claims):
 def draw_all(result, claims):
     """name -> (figure, caption)."""
     on = timed_on(result)
-    return {"scan_speed": (speed(result, claims), f"The selective scan at length 31, 128 channels, state {result['state']}, and training with it. As published: "
-                           f"plain scan, float32, features clip by clip in DataLoader workers. {on}"),
-            "scan_shapes": (shapes(result), f"The fastest peer's time over kwslib's, at every shape. {on}"),
-            "scan_length": (growth(result), f"One sequence of {result['length']['channels']} channels against its length. Peers stop where their tensors get too large. {on}"),
-            "step_profile": (step_shares(result, claims), f"Where the time of a training step goes. {on}")}
+    return {
+        "scan_speed": (
+            speed(result, claims),
+            f"The selective scan at length 31, 128 channels, state {result['state']}, and training with it. As published: "
+            f"plain scan, float32, features clip by clip in DataLoader workers. {on}",
+        ),
+        "scan_shapes": (shapes(result), f"The fastest peer's time over kwslib's, at every shape. {on}"),
+        "scan_length": (
+            growth(result),
+            f"One sequence of {result['length']['channels']} channels against its length. Peers stop where their tensors get too large. {on}",
+        ),
+        "step_profile": (step_shares(result, claims), f"Where the time of a training step goes. {on}"),
+    }

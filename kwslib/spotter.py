@@ -92,7 +92,7 @@ class KeywordSpotter:
     def predict(self, wave, sample_rate=None):
         """[(label, probability), …], most probable first.
 
-        wave: path of an audio file, or float samples (N,) or (channels, N) with their sample_rate in Hz.
+        wave: path of an audio file, or samples (N,), (channels, N) or (N, channels) with their sample_rate in Hz.
         A recording of less than a second is padded, and the padding left out of the mean; of a longer one,
         the surest of the one-second windows, a quarter of a second apart, answers.
         """
@@ -129,7 +129,11 @@ class KeywordSpotter:
         wave = torch.as_tensor(wave)
         if not wave.is_floating_point():
             wave = wave.float() / torch.iinfo(wave.dtype).max
-        wave = wave.float().reshape(-1, wave.shape[-1]).mean(0) if wave.numel() else wave.float().flatten()
+        if wave.dim() > 2:
+            raise KwsError(f"{name} has shape {tuple(wave.shape)}; give (samples,), (channels, samples) or (samples, channels)")
+        if wave.dim() == 2 and wave.numel():  # the longer side is time: soundfile puts channels last, torchaudio first
+            wave = wave.float().mean(0 if wave.shape[0] <= wave.shape[1] else 1)
+        wave = wave.float().flatten()
         if not len(wave):
             raise KwsError(f"{name} holds no samples; give a recording that is not empty")
         if not wave.isfinite().all():

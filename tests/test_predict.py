@@ -71,6 +71,14 @@ def plain(spotter):
     return functools.cache(lambda seconds, rate: values(spotter.predict(chirp(seconds, rate), rate)))
 
 
+def test_channels_may_come_first_or_last(spotter):
+    """torchaudio gives (channels, samples), soundfile (samples, channels)."""
+    wave = np.random.default_rng(0).normal(size=(2, 9_000)).astype(np.float32) * 0.1
+    assert spotter.predict(wave.T, 16_000) == spotter.predict(wave, 16_000) == spotter.predict(wave.mean(0), 16_000)
+    with pytest.raises(KwsError, match=r"shape \(1, 2, 9000\)"):
+        spotter.predict(wave[None], 16_000)
+
+
 @pytest.mark.parametrize("seconds", [0.3, 1, 3.7])
 @pytest.mark.parametrize("rate", [8000, 44100])
 @pytest.mark.parametrize("channels", [1, 2])

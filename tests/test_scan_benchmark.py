@@ -31,7 +31,9 @@ def test_a_peer_that_does_not_import_is_named():
     def absent(t):
         raise ModuleNotFoundError("No module named 'absent'")
 
-    works, missing = benchmark_scan.available({"kwslib": benchmark_scan.ours, "absent": absent}, benchmark_scan.inputs(1, 2, 3))
+    works, missing = benchmark_scan.available(
+        {"kwslib": benchmark_scan.ours, "absent": absent}, benchmark_scan.inputs(1, 2, 3)
+    )
     assert list(works) == ["kwslib"] and "No module named 'absent'" in missing["absent"]
 
 
@@ -39,7 +41,10 @@ def test_what_is_too_large_is_not_run_and_says_so(monkeypatch):
     monkeypatch.setattr(benchmark_scan, "MOST_PEER", 2 * 5 * 4 * benchmark_scan.STATE - 1)
     shapes = [{"batch": 2, "length": 5, "channels": 4}]
     rows = benchmark_scan.compare({"kwslib": benchmark_scan.ours, "peer": benchmark_scan.ours}, shapes, 0.001, None)
-    assert all("kwslib" in row["ms"]["1"] and "peer" not in row["ms"]["1"] and "not run" in row["missing"]["peer"] for row in rows)
+    assert all(
+        "kwslib" in row["ms"]["1"] and "peer" not in row["ms"]["1"] and "not run" in row["missing"]["peer"]
+        for row in rows
+    )
 
 
 def test_backward_reaches_every_argument():
@@ -69,9 +74,16 @@ def test_both_ways_of_feeding_give_whole_batches():
 def test_headline_numbers_are_ratios_of_the_rows(result):
     made = copy.deepcopy(result)
     n = scan_report.most(made)
-    row = {"batch": 64, "length": 31, "channels": 128, "mode": "both", "mb": {}, "missing": {},
-           "ms": {k: {"kwslib": 2.0, "mamba_ssm": 100.0, "mambapy": 60.0} for k in {"1", n}},
-           "share": {k: {"fma": 0.5, "memory": 0.25} for k in {"1", n}}}
+    row = {
+        "batch": 64,
+        "length": 31,
+        "channels": 128,
+        "mode": "both",
+        "mb": {},
+        "missing": {},
+        "ms": {k: {"kwslib": 2.0, "mamba_ssm": 100.0, "mambapy": 60.0} for k in {"1", n}},
+        "share": {k: {"fma": 0.5, "memory": 0.25} for k in {"1", n}},
+    }
     clip = row | {"batch": 1, "mode": "forward", "ms": {k: {"kwslib": 0.05, "mambapy": 0.5} for k in {"1", n}}}
     made["scan"] = [row, clip]
     numbers = scan_report.headline(made)
