@@ -135,11 +135,14 @@ def models_part(names, steps, budget, show):
 
 
 KINDS = {
-    "convolution": ("conv",),
+    "convolution (front-end)": ("conv",),
     "scan": ("Scan",),
     "linear": ("addmm", "aten::mm", "linear", "bmm"),
-    "norm, activation, pooling": ("norm", "silu", "pool", "dropout"),
+    "norm, activation, pooling": ("norm", "silu", "pool"),
+    "dropout": ("bernoulli", "dropout"),
     "optimiser": ("_foreach", "_fused", "Optimizer", "adam"),
+    # the short causal convolution, as products with shifted frames, is among these
+    "element-wise, copies": ("aten::mul", "aten::add", "aten::sum", "aten::div", "copy", "aten::cat", "aten::fill"),
 }
 
 

@@ -19,8 +19,8 @@ COLOURS = {
     "transformers": ("white", "....", "^"),
     "mamba_ssm": ("0.85", "xxxx", "D"),
 }
-SHADES = ("#0072B2", "#E69F00", "0.8", "#009E73", "#CC79A7", "0.45", "white")
-HATCHES = ("", "////", "", "....", "xxxx", "", "\\\\\\\\")
+SHADES = ("#0072B2", "#E69F00", "0.8", "#009E73", "#56B4E9", "#CC79A7", "0.6", "0.3", "white")
+HATCHES = ("", "////", "", "....", "++++", "xxxx", "----", "", "\\\\\\\\")
 
 
 def most(result):
@@ -142,10 +142,12 @@ def models_table(result):
 
 def speed(result, claims):
     """The one picture: a training step's scan, one clip's scan, and whole models in training."""
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
     fig, (step, clip, models) = figure(PAGE, 2.5, 1, 3, width_ratios=(1, 1, 1.25))
     for ax, mode, batch, n, title in (
-        (step, "both", 64, most(result), f"forward + backward, 64 clips\n{most(result)} threads"),
-        (clip, "forward", 1, "1", "forward, one clip\n1 thread"),
+        (step, "both", 64, most(result), f"forward + backward, 64 clips\nthreads: {most(result)}"),
+        (clip, "forward", 1, "1", "forward, one clip\nthreads: 1"),
     ):
         row = row_of(result, mode, batch=batch, length=31, channels=128) or row_of(result, mode)
         ms = row["ms"][n]
@@ -187,7 +189,10 @@ def speed(result, claims):
         )
     models.set_yticks(range(len(found)), [look(name, claims)["label"] for name in found])
     models.set(xscale="log", xlabel="training (clips/s)", title="whole models, training\nbatch 64")
-    models.set_xlim(right=3 * max(m["clips_per_second"] for m in found.values()))
+    slow, fast = (pick(m[key] for m in found.values()) for pick, key in ((min, "plain_clips_per_second"), (max, "clips_per_second")))
+    models.set_xlim(slow / 2, 4 * fast)
+    models.xaxis.set_major_formatter(ScalarFormatter())
+    models.xaxis.set_minor_formatter(NullFormatter())
     models.invert_yaxis()
     models.grid(axis="y", visible=False)
     models.legend(**{**BELOW, "ncols": 2})
