@@ -37,7 +37,9 @@ STATE = 16
 BATCHES, CHANNELS, LENGTHS = (1, 16, 64, 256), (128, 256, 384), (31, 63, 101, 1000, 16_000)
 LONG = (1000, 2000, 4000, 8000, 16_000, 32_000, 64_000)
 MOST_OURS = 40_000_000  # numbers (batch x length x channels) in one sequence tensor: eight such take 1.3 GB
-MOST_PEER = 42_000_000  # numbers with a state each, of which a peer keeps about ten tensors: 1.7 GB
+MOST_PEER = 27_000_000  # numbers with a state each, of which a peer keeps about ten tensors: 1.1 GB
+# Loops over PyTorch operations: backward writes a whole gradient for each step, so its time grows with the length squared.
+LOOPS, MOST_SQUARED = ("mamba_ssm", "transformers"), 6_200_000_000
 # Vector instructions per number with a state, counted in scan_kernels.py and scan_math.py. Forward: 1 for ΔA, 13 for 2**x,
 # 4 for the recurrence and the read-out. Backward: those again, and 8. What is per channel alone (softplus, gate)
 # costs 55 forward and 110 backward, over STATE states.
@@ -135,6 +137,9 @@ def compare(makers, shapes, budget, show):
             size = shape["batch"] * shape["length"] * shape["channels"] * (1 if name == "kwslib" else STATE)
             if size > (MOST_OURS if name == "kwslib" else MOST_PEER):
                 row["missing"][name] = f"not run: tensors of {4 * size / 1e6:,.0f} MB"
+                continue
+            if mode == "both" and name in LOOPS and size * shape["length"] > MOST_SQUARED:
+                row["missing"][name] = "not run: its backward pass takes time quadratic in the length"
                 continue
             run = scan_run(make, shape, mode)
             with torch.set_grad_enabled(mode == "both"):

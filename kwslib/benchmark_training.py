@@ -124,7 +124,7 @@ def models_part(names, steps, budget, show):
                 plain = float(timings(lambda: model(x), CPU, budget, least=5).min())
         found[name] = {
             "clips_per_second": our_training(name, steps),
-            "plain_clips_per_second": plain_training(name, max(1, steps // 4)),
+            "plain_clips_per_second": plain_training(name, max(1, steps // 8)),
             "latency_ms": fast,
             "plain_latency_ms": plain,
             "profile": profile_step(name),
