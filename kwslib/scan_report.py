@@ -116,7 +116,7 @@ def scan_table(result):
         )
     return DataFrame(rows), (
         f"The selective scan, state {result['state']}, {n} threads unless named otherwise; × is a peer's time over kwslib's; not run: "
-        f"its tensors would be too large. {timed_on(result)}"
+        f"too large, or too slow (scan.json says which). {timed_on(result)}"
     )
 
 
@@ -304,7 +304,7 @@ def draw_all(result, claims):
         "scan_shapes": (shapes(result), f"The fastest peer's time over kwslib's, at every shape. {on}"),
         "scan_length": (
             growth(result),
-            f"One sequence of {result['length']['channels']} channels against its length. Peers stop where their tensors get too large. {on}",
+            f"One sequence of {result['length']['channels']} channels against its length. Peers stop where they get too large or too slow. {on}",
         ),
         "step_profile": (step_shares(result, claims), f"Where the time of a training step goes. {on}"),
     }
