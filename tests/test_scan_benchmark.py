@@ -79,7 +79,7 @@ def test_headline_numbers_are_ratios_of_the_rows(result):
         "length": 31,
         "channels": 128,
         "mode": "both",
-        "mb": {},
+        "mb": {"kwslib": 1.0},
         "missing": {},
         "ms": {k: {"kwslib": 2.0, "mamba_ssm": 100.0, "mambapy": 60.0} for k in {"1", n}},
         "share": {k: {"fma": 0.5, "memory": 0.25} for k in {"1", n}},
