@@ -2,6 +2,7 @@
 # PYTHON chooses the interpreter that .venv is made from, PROFILE which runs `make repro` repeats.
 PYTHON ?= python3
 PROFILE ?= quick
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count()))')
 
 UV_VERSION := 0.13.9
 VENV := .venv
@@ -27,7 +28,14 @@ help:  ## list the targets
 
 env: $(READY)  ## make .venv from the lock, requirements.txt
 
+# The quick profile's runs are short and take one thread each: as many go side by side as there are cores, four at most.
+# What they leave is for the last line, and would all be done by it alone.
 repro: profile $(READY)  ## repeat the runs, tables and figures: PROFILE=quick (default), subset, paper or scan
+ifeq ($(PROFILE),quick)
+	$(RUN) dvc repro corpus
+	$(RUN) dvc status dvc.yaml | sed -n 's/^\(train@.*\):$$/\1/p' | \
+		xargs -n 1 -P $(JOBS) env $(RUN) dvc repro --single-item
+endif
 	$(RUN) dvc repro $(PIPELINE_$(PROFILE))
 
 # mamba-ssm is built without CUDA: only its plain PyTorch scan is wanted here.
