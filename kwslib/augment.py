@@ -21,14 +21,15 @@ class Augment:
     shift_ms: largest shift either way, in ms, zeros coming in. noise: (low, high), range of the
     standard deviation of added white noise, on the scale [-1, 1]. stretch: (low, high) tempo at
     unchanged pitch; one tempo is drawn per call, because the phase vocoder is a batched operation.
+    speed: (low, high) playing speed, pitch and all, drawn per clip (Ko et al. 2015).
     background: int16 or float samples (n,) to mix in with probability background_probability at a
     signal-to-noise ratio drawn from background_snr = (low, high) dB.
     """
 
     def __init__(self, shift_ms=0.0, noise=None, stretch=None, background=None, background_snr=None,
-                 background_probability=0.8):
+                 background_probability=0.8, speed=None):
         self.shift = round(shift_ms * SAMPLE_RATE / 1000)
-        self.noise, self.stretch, self.snr = noise, stretch, background_snr
+        self.noise, self.stretch, self.speed, self.snr = noise, stretch, speed, background_snr
         self.probability = background_probability
         self.background = None
         if background_snr is not None:
@@ -49,6 +50,8 @@ class Augment:
             draw["shift"] = torch.randint(-self.shift, self.shift + 1, (n,), generator=generator)
         if self.stretch:
             draw["tempo"] = uniform(*self.stretch, 1).item()
+        if self.speed:
+            draw["speed"] = uniform(*self.speed, n)
         if self.noise and self.noise[1] > 0:
             draw["sigma"] = uniform(*self.noise, n)
             draw["seed"] = torch.randint(2**31, (n,), generator=generator)
@@ -65,6 +68,9 @@ class Augment:
         if "tempo" in draw:
             waves = tempo(waves, draw["tempo"])
             samples = (samples / draw["tempo"]).long().clamp(max=size)
+        if "speed" in draw:
+            waves = resample_each(waves, draw["speed"])
+            samples = (samples / draw["speed"]).long().clamp(max=size)
         if "shift" in draw:
             padded = F.pad(waves, (self.shift, self.shift))
             starts = (self.shift - draw["shift"]).to(waves.device)
@@ -86,6 +92,17 @@ class Augment:
         batch = waves if waves.dim() == 2 else waves[None]
         out, _ = self.apply(batch, self.draw(*batch.shape, generator))
         return out if waves.dim() == 2 else out[0]
+
+
+def resample_each(waves, speed):
+    """Play each clip of (B, N) `speed` (B,) times as fast: linear interpolation; the length stays, cut or zero-padded."""
+    size = waves.shape[1]
+    at = torch.arange(size) * speed[:, None]
+    left = at.long().clamp(max=size - 1)
+    share = (at - left).to(waves.device)
+    left, right = left.to(waves.device), (left + 1).clamp(max=size - 1).to(waves.device)
+    out = torch.lerp(waves.gather(1, left), waves.gather(1, right), share)
+    return out * (at <= size - 1).to(waves.device)
 
 
 def tempo(waves, rate, n_fft=512, hop=128):

@@ -32,16 +32,21 @@ class Config:
     batch_size: int = 64  # clips per step, over all processes
     lr: float = 5e-4
     weight_decay: float = 1.8e-4
+    optimizer: str = "adamw"  # adamw, sgd or novograd
+    schedule: str = "cosine"  # cosine, hold or steps (kwslib.optim.Schedule)
     label_smoothing: float = 0.07
     grad_clip: float = 0.3
     warmup: float = 0.12  # share of the steps with linearly rising learning rate
     final_lr: float = 0.005  # last learning rate, as a share of the peak
+    ema: float = 0.0  # share of the average of the weights that a step keeps, 0: no average is taken
+    mixup: float = 0.0  # alpha of the Beta distribution that mixes pairs of clips, 0: none are mixed
     # augmentation (kwslib.augment)
     freq_mask: list = field(default_factory=lambda: [2, 12])  # number, largest width in bands
     time_mask: list = field(default_factory=lambda: [2, 20])  # number, largest width in frames
     shift_ms: float = 120.0
     noise: list = field(default_factory=lambda: [0.0, 0.005])  # standard deviation, lowest and highest
     stretch: typing.Optional[list] = None  # tempo, lowest and highest
+    speed: typing.Optional[list] = None  # playing speed of each clip, pitch and all, lowest and highest
     background_snr: typing.Optional[list] = None  # dB, lowest and highest
     background_probability: float = 0.8
     # machine
@@ -52,7 +57,7 @@ class Config:
     def __post_init__(self):
         for f in dataclasses.fields(self):
             setattr(self, f.name, checked(f.name, getattr(self, f.name), typing.get_type_hints(Config)[f.name]))
-        for name in ("freq_mask", "time_mask", "noise", "stretch", "background_snr"):
+        for name in ("freq_mask", "time_mask", "noise", "stretch", "speed", "background_snr"):
             value = getattr(self, name)
             kind = int if name.endswith("mask") else (int, float)
             if value is not None and not (len(value) == 2 and all(isinstance(v, kind) for v in value)):
@@ -163,15 +168,17 @@ class Profile:
     """What one `params.yaml` asks for, and where everything of it lies: the one place that knows the paths.
 
     path: the parameter file. root: the repository's folder. Keys: profile, corpus {source, options}, task, variants,
-    seeds, train (overrides of every recipe), each (further overrides of some, by variant), benchmark (options of kwslib.benchmark). The profile `tiny`, which the
-    tests run, keeps everything under tmp/.
+    seeds, train (overrides of every recipe), each (further overrides of some, by variant), benchmark (options of
+    kwslib.benchmark), and for a search trials (kwslib.search). The profile `tiny`, which the tests run, keeps
+    everything under tmp/.
     """
 
-    KEYS = {"profile": str, "root": str, "params": str, "corpus": dict, "task": (str, list), "variants": list, "seeds": list,
-            "train": dict, "each": dict, "benchmark": dict}
+    KEYS = {"profile": str, "root": str, "params": str, "corpus": dict, "task": (str, list), "variants": list,
+            "seeds": list, "train": dict, "each": dict, "benchmark": dict, "trials": dict}
 
     def __init__(self, path, root="."):
         values = read_yaml(path, "parameter file", "the profiles are params.yaml and profiles/")
+        values.setdefault("trials", {})
         for key, kind in self.KEYS.items():
             if not isinstance(values.get(key), kind):
                 raise KwsError(f"parameter file {path}: key {key} is {values.get(key)!r}, which is missing or of the wrong type")

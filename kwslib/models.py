@@ -10,21 +10,17 @@ MobileNetV2, torchvision's as it is, reads its padding.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from kwslib.io import KwsError
 from kwslib.mamba import MambaBlock
+from kwslib.masking import masked_mean, valid_mask
 from kwslib.retnet import RetNetBlock
-
-
-def valid_mask(x, lengths):
-    """(B, T, 1) of 1 for valid frames and 0 for padding, in x's dtype; x is (B, T, …)."""
-    if lengths is None:
-        return x.new_ones(len(x), x.shape[1], 1)
-    lengths = torch.as_tensor(lengths, device=x.device)
-    return (torch.arange(x.shape[1], device=x.device) < lengths[:, None]).to(x.dtype)[:, :, None]
+from kwslib.rivals import DSCNN, BCResNet, MatchboxNet
 
 
 class ConvFrontEnd(nn.Module):
@@ -54,6 +50,28 @@ class ConvFrontEnd(nn.Module):
         return self.project(x.permute(0, 2, 1, 3).flatten(2)), lengths
 
 
+class StridedFrontEnd(nn.Module):
+    """Log-mel (B, T, F) -> (B, ceil(T / 4), d) at a twentieth of ConvFrontEnd's work: strides, not pooling, from the first layer on."""
+
+    def __init__(self, d_model, n_features=64, widths=(16, 32, 64), kernels=(5, 3, 3), strides=(2, 1, 2)):
+        super().__init__()
+        self.layers, bands = nn.ModuleList(), n_features
+        for a, b, kernel, stride in zip((1, *widths), widths, kernels, strides):
+            conv = nn.Conv2d(a, b, kernel, (stride, 2), kernel // 2, bias=False)
+            self.layers.append(nn.Sequential(conv, nn.BatchNorm2d(b), nn.SiLU()))
+            bands = (bands + 1) // 2
+        self.project = nn.Sequential(nn.Linear(widths[-1] * bands, d_model), nn.LayerNorm(d_model), nn.SiLU(), nn.Dropout(0.1))
+        self.layers.to(memory_format=torch.channels_last)
+
+    def forward(self, x, lengths):
+        x = x[:, None]  # (B, channels, T, bands)
+        for layer in self.layers:
+            x = layer(x if lengths is None else x * valid_mask(x.transpose(1, 2), lengths)[:, None].to(x.dtype))
+            if lengths is not None:
+                lengths = (lengths - 1) // layer[0].stride[0] + 1
+        return self.project(x.permute(0, 2, 1, 3).flatten(2)), lengths
+
+
 class LinearFrontEnd(nn.Module):
     """MFCC (B, T, F) -> (B, T, d), frame by frame."""
 
@@ -76,14 +94,6 @@ class Head(nn.Module):
 
     def forward(self, x, lengths):
         return self.classify(masked_mean(self.norm(x), lengths))
-
-
-def masked_mean(x, lengths):
-    """Mean of (B, T, d) over the valid frames; at least one frame counts."""
-    if lengths is None:
-        return x.mean(1)
-    mask = valid_mask(x, lengths.clamp(min=1))
-    return (x * mask).sum(1) / mask.sum(1)
 
 
 class SequenceKWS(nn.Module):
@@ -134,6 +144,12 @@ def mamba_mfcc_medium(n_classes=35):
 def mamba_mfcc_large(n_classes=35):
     """Mamba-MFCC Large: d 192, 12 layers; 3,053,411 parameters at 35 classes."""
     return mamba_kws("mfcc", 192, 12, n_classes)
+
+
+def mamba_light(n_classes=35):
+    """Our own: a strided front-end, then 5 blocks of d 96 at 26 frames a second; reads 64 mel bands every 10 ms."""
+    blocks = [MambaBlock(96, max(0.02, 0.05 - 0.005 * i)) for i in range(5)]
+    return SequenceKWS(StridedFrontEnd(96), blocks, Head(96, n_classes))
 
 
 class RetNetKWS(SequenceKWS):
@@ -248,7 +264,14 @@ MODELS = {
     "mobilenet_v2_035": lambda n_classes=35: mobilenet_v2_kws(n_classes, 0.35),
     "keyword_cnn": KeywordCNN,
     "kwt_1": KWT,
+    "bc_resnet_1": BCResNet,
+    "bc_resnet_3": functools.partial(BCResNet, tau=3),
+    "bc_resnet_8": functools.partial(BCResNet, tau=8),
+    "matchboxnet": MatchboxNet,
+    "ds_cnn": DSCNN,
+    "mamba_light": mamba_light,
 }
+FEATURES = {"kwt_1": "mfcc", "matchboxnet": "mfcc", "ds_cnn": "mfcc", **{n: "mfcc" for n in MODELS if "mfcc" in n}}
 
 
 def build(name, n_classes=35):
@@ -260,7 +283,7 @@ def build(name, n_classes=35):
 
 def features_of(name):
     """Kind of features, "mel" or "mfcc", that model `name` reads."""
-    return "mfcc" if "mfcc" in name or name.startswith("kwt") else "mel"
+    return FEATURES.get(name, "mel")
 
 
 def count_parameters(model):

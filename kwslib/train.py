@@ -21,6 +21,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from kwslib.data import Batches
 from kwslib.features import Normalise
 from kwslib.io import KwsError, cli, keep_memory, replacing, write_csv
 from kwslib.models import build
+from kwslib.optim import Average, Schedule, make_optimizer
 from kwslib.spotter import frontend_of, read_checkpoint, save_checkpoint
 from kwslib.tasks import noise_of, select
 
@@ -69,8 +71,8 @@ def train(config, progress=True):
     frontend = frontend_of(config).to(device)
     card["features"] = frontend.options
     model = build(config.model, len(training.labels)).to(device)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.999),
-                                  fused=device.type != "mps")
+    optimizer = make_optimizer(model, config, device)
+    average = Average(model, config.ema) if config.ema else None
     run = {"epoch": 0, "best": -1.0, "lr_scale": 1.0, "seconds": 0.0, "history": [], "card": card}
     best = {}
 
@@ -80,6 +82,8 @@ def train(config, progress=True):
         card = run["card"]
         model.load_state_dict(saved["model"])
         load_moments(optimizer, saved["moments"], device)
+        if average:
+            average.load(saved["average"], run["averaged"], device)
         say(f"resuming {config.model} after epoch {run['epoch']}", rank)
     else:
         normalise = Normalise.measure(training, frontend, device=device)
@@ -88,7 +92,7 @@ def train(config, progress=True):
 
     background = torch.from_numpy(noise_of(corpus, "training").flatten()) if config.background_snr else None
     augment = Augment(config.shift_ms, config.noise, config.stretch, background, config.background_snr,
-                      config.background_probability)
+                      config.background_probability, config.speed)
     mask = SpecMask(config.freq_mask, config.time_mask)
     batches = Batches(training, frontend, normalise, config.batch_size, device, augment, mask, config.seed, rank, world)
     checks = Batches(validation, frontend, normalise, 256, device)
@@ -99,12 +103,13 @@ def train(config, progress=True):
         epoch, started = run["epoch"], time.perf_counter()
         torch.manual_seed((config.seed * 1_000_003 + epoch) * 64 + rank)  # dropout
         loss, accuracy = train_epoch(parallel, optimizer, batches, epoch, config, schedule, run["lr_scale"], autocast,
-                                     progress and rank == 0)
+                                     progress and rank == 0, average)
         if world > 1:  # batch-norm statistics are each process's own: all go on with the first one's
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
         trained = time.perf_counter() - started
-        check_loss, check_accuracy = evaluate(model, checks, autocast)
+        judged = model if average is None else average.of(model)  # what is validated is what is kept
+        check_loss, check_accuracy = evaluate(judged, checks, autocast)
         run["seconds"] += time.perf_counter() - started
         run["history"].append({
             "epoch": epoch + 1, "lr": schedule(len(batches) * (epoch + 1) - 1) * run["lr_scale"],
@@ -113,9 +118,10 @@ def train(config, progress=True):
             "clips_per_second": min(len(batches) * config.batch_size, len(training.targets)) / trained, "seconds": run["seconds"]})
         if check_accuracy > run["best"]:
             run["best"], run["best_epoch"] = check_accuracy, epoch + 1
-            best = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+            best = {k: v.detach().cpu().clone() for k, v in judged.state_dict().items()}
         elif check_accuracy < run["best"] / 2:  # the paper's guard: go back, and go slower
             model.load_state_dict(best)
+            average = Average(model, config.ema) if average else None
             optimizer.state.clear()
             run["lr_scale"] /= 5
             say(f"validation accuracy halved: back to epoch {run['best_epoch']}, learning rate / 5", rank)
@@ -132,14 +138,16 @@ def train(config, progress=True):
             write_csv(out / "history.csv", run["history"])
             save_checkpoint(checkpoint, best, card)  # after the history: it says whether the run is finished
             if run["epoch"] < config.epochs:
-                save_resume(resume, run, model, best, optimizer)
+                run["averaged"] = average.steps if average else 0
+                save_resume(resume, run, model, best, optimizer, average.weights if average else {})
     if rank == 0:
         resume.unlink(missing_ok=True)
     return card
 
 
-def train_epoch(model, optimizer, batches, epoch, config, schedule, lr_scale, autocast, progress):
+def train_epoch(model, optimizer, batches, epoch, config, schedule, lr_scale, autocast, progress, average=None):
     """One pass over the training clips. Returns mean loss and accuracy (on augmented clips)."""
+    rng = np.random.default_rng([config.seed, epoch])
     model.train()
     device = next(model.parameters()).device
     total = torch.zeros(3, device=device)
@@ -148,13 +156,22 @@ def train_epoch(model, optimizer, batches, epoch, config, schedule, lr_scale, au
     for i, (inputs, targets, lengths) in enumerate(batches.epoch(epoch)):
         for group in optimizer.param_groups:
             group["lr"] = schedule(epoch * len(batches) + i) * lr_scale
+        if config.mixup:  # pairs of clips, blended (Zhang et al. 2018); the accuracy shown is that of the louder ones
+            share = rng.beta(config.mixup, config.mixup)
+            share, other = max(share, 1 - share), torch.from_numpy(rng.permutation(len(targets))).to(device)
+            inputs, lengths = share * inputs + (1 - share) * inputs[other], torch.maximum(lengths, lengths[other])
         with autocast_to(device, autocast):
-            logits = model(inputs, lengths)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
+            logits = model(inputs, lengths).float()
+        loss = F.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+        if config.mixup:
+            blended = F.cross_entropy(logits, targets[other], label_smoothing=config.label_smoothing)
+            loss = share * loss + (1 - share) * blended
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         optimizer.step()
+        if average is not None:
+            average.update(model.module if hasattr(model, "module") else model)
         with torch.no_grad():
             total += torch.stack([loss * len(targets), (logits.argmax(1) == targets).sum(), loss.new_tensor(len(targets))])
         if bar is not None:
@@ -183,37 +200,16 @@ def evaluate(model, batches, autocast=False):
     return loss / count, hits / count
 
 
-class Schedule:
-    """Learning rate of a step: linear warm-up, then a cosine to `final_lr` of the peak."""
-
-    def __init__(self, config, steps_per_epoch):
-        self.peak, self.final = config.lr, config.final_lr
-        self.total = steps_per_epoch * (config.schedule_epochs or config.epochs)
-        self.warmup = max(1, round(config.warmup * self.total))
-
-    def __call__(self, step):
-        if step < self.warmup:
-            return self.peak * (step + 1) / self.warmup
-        done = (step + 1 - self.warmup) / max(1, self.total - self.warmup)  # 1 at the last step
-        return self.peak * (self.final + (1 - self.final) * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
-
-
-def parameter_groups(model, weight_decay):
-    """Decay for matrices and kernels; none for biases, norms and Mamba's A_log, D (as Mamba's authors train it)."""
-    decay = [p for p in model.parameters() if p.dim() > 1 and not getattr(p, "no_decay", False)]
-    rest = [p for p in model.parameters() if p.dim() <= 1 or getattr(p, "no_decay", False)]
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-
-
 def same_run(saved, card):
     return saved["recipe"] == card["recipe"] and saved["corpus"]["checksum"] == card["corpus"]["checksum"]
 
 
-def save_resume(path, run, model, best, optimizer):
+def save_resume(path, run, model, best, optimizer, average):
     """Everything the next epoch depends on, in one file, so that there is no moment at which parts disagree."""
     from safetensors.torch import save
 
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"best.{k}": v for k, v in best.items()}
+    parts = {"model": model.state_dict(), "best": best, "average": average}
+    tensors = {f"{part}.{k}": v for part, weights in parts.items() for k, v in weights.items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"moments.{i}.{k}": v for k, v in state.items()}
     with replacing(path) as scratch:
@@ -236,7 +232,7 @@ def load_resume(path, card):
     if not same_run(run["card"], card):
         say(f"{path} is of another recipe or corpus; starting anew", 0)
         return None
-    parts = {"run": run, "model": {}, "best": {}, "moments": {}}
+    parts = {"run": run, "model": {}, "best": {}, "average": {}, "moments": {}}
     for key, tensor in tensors.items():
         part, name = key.split(".", 1)
         parts[part][name] = tensor
