@@ -29,9 +29,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kwslib.config import CONFIGS, load_config
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, machine, write_json
-from kwslib.models import MODELS, build, count_macs, count_parameters, features_of
-from kwslib.spotter import KeywordSpotter, load
+from kwslib.models import MODELS, build, count_macs, count_parameters
+from kwslib.spotter import KeywordSpotter, frontend_of, load
 
 BATCHES = (1, 8, 64)
 SECONDS = (1, 2, 4, 8, 16, 32, 64)
@@ -41,11 +42,12 @@ MOST_MEMORY = 4e9  # bytes that one pass of the length benchmark may be expected
 
 
 def spotter_of(model, device="cpu", n_classes=35, features="mel"):
-    """A KeywordSpotter: of a model's name, with fresh weights, or around a module that reads `features`."""
+    """A KeywordSpotter: of a model's name, with fresh weights and its recipe's features, or around a module."""
+    options = {"kind": features}
     if isinstance(model, str):
-        model, features = build(model, n_classes), features_of(model)
-    card = {"labels": [], "features": {"kind": features}, "normalisation": {"mean": 0.0, "std": 1.0}}
-    return KeywordSpotter(model, card, device)
+        options = frontend_of(load_config(CONFIGS / f"{model}.yaml")).options
+        model = build(model, n_classes)
+    return KeywordSpotter(model, {"labels": [], "features": options, "normalisation": {"mean": 0.0, "std": 1.0}}, device)
 
 
 def timings(run, device, seconds_budget, least=5):

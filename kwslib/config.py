@@ -11,6 +11,8 @@ from pathlib import Path
 
 from kwslib.io import KwsError
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # the recipes, one for each model
+
 
 @dataclass
 class Config:

@@ -23,7 +23,9 @@ RC = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize
       "figure.constrained_layout.use": True, "figure.constrained_layout.wspace": 0.05}
 FAMILIES = {"mamba_mel": ("#0072B2", "o", "Mamba-Mel"), "mamba_mfcc": ("#E69F00", "s", "Mamba-MFCC"),
             "retnet": ("#009E73", "^", "RetNet"), "mobilenet_v2": ("#AA4499", "D", "MobileNetV2"),
-            "kwt": ("#D55E00", "v", "KWT"), "keyword_cnn": ("#777777", "P", "CNN")}
+            "kwt": ("#D55E00", "v", "KWT"), "mamba_light": ("#000000", "*", "Mamba-Light"),
+            "bc_resnet": ("#56B4E9", "X", "BC-ResNet"), "matchboxnet": ("#8C564B", "h", "MatchboxNet"),
+            "ds_cnn": ("#999933", "p", "DS-CNN"), "keyword_cnn": ("#777777", "P", "CNN")}
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25), "handlelength": 3}  # a legend off the data
 LINES = {"small": "-", "medium": "--", "large": ":", "075": "--", "035": ":", "1": "-."}
 

@@ -1,9 +1,10 @@
 """One trial of a search for a recipe: train, and say how it validates. The test split is not read.
 
     python -m kwslib.search profiles/search/params.yaml mixup
+    python -m kwslib.search profiles/search/params.yaml --table results/search
 
-trains the recipe of `trials.mixup` (a variant, and what it changes) and writes results/search/trials/mixup.json;
-`table` lays the trials side by side.
+The first trains the recipe of `trials.mixup` (what it changes, and of which variant and seed, where these are not the
+profile's first) and writes results/search/trials/mixup.json; the second lays the trials side by side in trials.md.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import argparse
 from pathlib import Path
 
 from kwslib.config import Profile
-from kwslib.io import KwsError, cli, machine, read_json, write_json
+from kwslib.io import KwsError, cli, machine, read_json, replacing, write_json
+from kwslib.tables import markdown
 from kwslib.train import train
 
 
@@ -31,24 +33,35 @@ def run_trial(params, name, root="."):
     return result
 
 
-def table(folder):
-    """DataFrame of the trials in <folder>/trials, the best on validation first."""
+def trials_table(folder):
+    """Markdown: the trials in <folder>/trials, the best on validation first."""
     from pandas import DataFrame
 
     trials = [read_json(path, "trial") for path in sorted((Path(folder) / "trials").glob("*.json"))]
     trials.sort(key=lambda t: -t["validation"]["accuracy"])
-    return DataFrame({
-        "trial": t["trial"], "model": t["variant"], "seed": t["seed"],
+    if not trials:
+        raise KwsError(f"{folder}/trials holds no trial; run one first")
+    lines = DataFrame({
+        "trial": t["trial"], "model": t["variant"], "seed": str(t["seed"]),
         "changes": ", ".join(f"{k} {v}" for k, v in t["changes"].items()) or "none",
-        "epochs": t["training"]["epochs"], "validation (%)": round(100 * t["validation"]["accuracy"], 2),
-        "best epoch": t["validation"]["epoch"], "minutes": round(t["training"]["seconds"] / 60, 1)} for t in trials)
+        "epochs": str(t["training"]["epochs"]), "validation (%)": f"{100 * t['validation']['accuracy']:.2f}",
+        "best epoch": str(t["validation"]["epoch"]), "minutes": f"{t['training']['seconds'] / 60:.1f}"} for t in trials)
+    corpus, n = trials[0]["corpus"], trials[0]["validation"]["n"]
+    return (f"Best validation accuracy of each trial, n = {n:,} clips; the test split was not read. Corpus: {corpus['name']}. "
+            f"{corpus['attribution']}.\n\n{markdown(lines)}\n")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("params", help="parameter file with trials, such as profiles/search/params.yaml")
-    parser.add_argument("trial")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("trial", nargs="?")
+    what.add_argument("--table", metavar="FOLDER", help="write FOLDER/trials.md from FOLDER/trials/*.json")
     arguments = parser.parse_args()
+    if arguments.table:
+        with replacing(Path(arguments.table) / "trials.md") as scratch:
+            scratch.write_text(trials_table(arguments.table), encoding="utf-8")
+        return 0
     result = run_trial(arguments.params, arguments.trial)
     print(f"{result['trial']}: best validation accuracy {result['validation']['accuracy']:.2%}")
     return 0

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from kwslib.config import Config, Profile, load_config, parse_overrides, parse_yaml
 from kwslib.io import KwsError
 from kwslib.models import MODELS, build
-from kwslib.train import Schedule, parameter_groups
+from kwslib.optim import Average, NovoGrad, Schedule, make_optimizer, parameter_groups
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -228,3 +229,67 @@ def test_only_matrices_decay():
     kept = {names[id(p)].split(".", 3)[-1] for p in rest["params"] if "blocks" in names[id(p)]}
     assert kept >= {"A_log", "D", "dt_proj.bias", "conv1d.bias"} and "in_proj.weight" not in kept
     assert len(decay["params"]) + len(rest["params"]) == len(names)
+
+
+def test_rate_that_is_held():
+    schedule = Schedule(Config(lr=0.05, epochs=100, schedule="hold", warmup=0.05, final_lr=0.02), 10)
+    rates = [schedule(step) for step in range(1000)]
+    assert rates[49] == rates[480] == 0.05 and rates[549] < 0.05
+    assert rates[-1] == pytest.approx(0.001) and all(np.diff(rates[510:]) < 0)
+    assert rates[749] == pytest.approx(0.001 + 0.049 * 0.25, rel=0.02)  # half-way down a parabola: a quarter
+
+
+def test_rate_that_falls_in_steps():
+    schedule = Schedule(Config(lr=5e-4, epochs=30, schedule="steps", warmup=0.0), 10)
+    assert [schedule(s) for s in (0, 99, 100, 199, 200, 299)] == pytest.approx([5e-4, 5e-4, 1e-4, 1e-4, 2e-5, 2e-5])
+
+
+@pytest.mark.parametrize("key", ["optimizer", "schedule"])
+def test_unknown_optimizer_or_schedule(key):
+    config = Config(**{key: "best"})
+    with pytest.raises(KwsError, match=f"config key {key} is 'best'; it must be one of"):
+        Schedule(config, 1)
+        make_optimizer(torch.nn.Linear(1, 1), config, torch.device("cpu"))
+
+
+def test_novograd_by_hand():
+    w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    optimizer = NovoGrad([w], lr=0.1, betas=(0.9, 0.5), weight_decay=0.01)
+    start, first, second = np.array([3.0, 4.0]), np.zeros(2), None
+    for gradient in (np.array([3.0, 4.0]), np.array([0.6, 0.8]), np.array([-5.0, 12.0])):
+        w.grad = torch.tensor(gradient, dtype=torch.float32)
+        optimizer.step()
+        second = gradient @ gradient if second is None else 0.5 * second + 0.5 * gradient @ gradient
+        first = 0.9 * first + gradient / np.sqrt(second) + 0.01 * start
+        start = start - 0.1 * first
+    np.testing.assert_allclose(w.detach().numpy(), start, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "novograd"])
+def test_optimizers_descend(name):
+    torch.manual_seed(0)
+    model, x, y = torch.nn.Linear(8, 1), torch.randn(64, 8), torch.randn(64, 1)
+    optimizer = make_optimizer(model, Config(optimizer=name, lr=0.02), torch.device("cpu"))
+    losses = []
+    for _ in range(40):
+        loss = (model(x) - y).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_average_of_weights():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    average, expected = Average(model, 0.5), model[0].weight.detach().clone()
+    for step in range(1, 30):
+        with torch.no_grad():
+            model[0].weight.add_(1)
+        model(torch.randn(4, 2))
+        average.update(model)
+        keep = min(0.5, (1 + step) / (10 + step))  # young averages forget faster
+        expected = keep * expected + (1 - keep) * model[0].weight.detach()
+    kept = average.of(model).state_dict()
+    torch.testing.assert_close(kept["0.weight"], expected)
+    assert kept["1.num_batches_tracked"] == 29 and not torch.equal(kept["1.running_mean"], model[1].running_mean)

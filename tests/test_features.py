@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from kwslib.augment import Augment, SpecMask, tempo, white
+from kwslib.augment import Augment, SpecMask, resample_each, tempo, white
 from kwslib.data import Batches, SpeechCommands, collate_image, collate_seq
 from kwslib.features import Normalise, WaveToSpec, to_float
 from kwslib.io import KwsError
@@ -335,3 +335,23 @@ def test_processes_share_every_batch(split):
     (a,), (b,), (both,) = (list(x.epoch(3)) for x in (*parts, whole))
     assert len(a[1]) == len(b[1]) == 2
     torch.testing.assert_close(torch.stack([a[0], b[0]], 1).flatten(0, 1), both[0], atol=1e-3, rtol=1e-4)
+
+
+def test_speed_moves_pitch_and_length():
+    t = torch.arange(16000) / 16000
+    waves = torch.sin(2 * torch.pi * 500 * t).repeat(3, 1)
+    out = resample_each(waves, torch.tensor([1.0, 1.25, 0.8]))
+    torch.testing.assert_close(out[0], waves[0])
+    peaks = torch.fft.rfft(out[:, :12000]).abs().argmax(1) * 16000 / 12000
+    torch.testing.assert_close(peaks, torch.tensor([500.0, 625.0, 400.0]), atol=2.0, rtol=0)
+    assert out[1, 12801:].abs().max() == 0 and out[2, 15000:].abs().max() > 0.9  # 0.8 s of sound; cut at 1 s
+
+
+def test_speed_is_drawn_for_each_clip_and_moves_its_end():
+    augment, waves = Augment(speed=(0.8, 1.25)), torch.rand(64, 16000)
+    draw = augment.draw(64, 16000, torch.Generator().manual_seed(0))
+    out, samples = augment.apply(waves, draw, torch.full((64,), 10000))
+    assert len(draw["speed"].unique()) > 60 and 0.8 <= draw["speed"].min() and draw["speed"].max() <= 1.25
+    torch.testing.assert_close(samples, (10000 / draw["speed"]).long())
+    alone, _ = augment.apply(waves[5:6], {"speed": draw["speed"][5:6]}, torch.tensor([10000]))
+    torch.testing.assert_close(alone[0], out[5])

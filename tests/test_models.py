@@ -11,8 +11,11 @@ from torch.utils.data import DataLoader
 import kwslib
 from kwslib.io import KwsError
 from kwslib.mamba import Mamba, MambaBlock
-from kwslib.models import MODELS, build, count_macs, count_parameters, features_of
+from kwslib.config import CONFIGS, load_config
+from kwslib.models import MODELS, build, count_macs, count_parameters
 from kwslib.retnet import Retention, RetNetBlock
+from kwslib.rivals import SubSpectralNorm
+from kwslib.spotter import frontend_of
 
 PARAMETERS = {  # at 35 and 36 classes
     "mamba_mel_small": (462_147, 462_180),
@@ -26,9 +29,16 @@ PARAMETERS = {  # at 35 and 36 classes
     "mobilenet_v2_035": (440_675, 441_956),
     "keyword_cnn": (97_635, 97_764),
     "kwt_1": (608_931, 608_996),
+    "bc_resnet_1": (9_956, 9_988),
+    "bc_resnet_3": (56_364, 56_460),
+    "bc_resnet_8": (326_944, 327_200),
+    "matchboxnet": (93_411, 93_540),
+    "ds_cnn": (420_107, 420_384),
+    "mamba_light": (421_427, 421_476),
 }
 CLAIMED = {"mamba_mel_small": 403_779, "mamba_mel_medium": 1_339_651, "mamba_mel_large": 3_167_939}
-SEQUENCE = ["mamba_mel_small", "mamba_mfcc_small", "retnet", "keyword_cnn", "kwt_1"]
+SEQUENCE = ["mamba_mel_small", "mamba_mfcc_small", "retnet", "keyword_cnn", "kwt_1", "bc_resnet_1", "matchboxnet", "ds_cnn",
+            "mamba_light"]
 MAMBA_SSM = {  # mamba_ssm.Mamba(d_model=64).state_dict()
     "A_log": (128, 16),
     "D": (128,),
@@ -58,9 +68,14 @@ def shaken(name, n_classes=35):
     return model
 
 
+def width_of(name):
+    """Bands or cepstra that a model reads, as its recipe says."""
+    return frontend_of(load_config(CONFIGS / f"{name}.yaml")).n_features
+
+
 @pytest.fixture(scope="module", params=SEQUENCE)
 def sequence_model(request):
-    return shaken(request.param), 40 if features_of(request.param) == "mfcc" else 128
+    return shaken(request.param), width_of(request.param)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -76,6 +91,39 @@ def test_kwt_1_has_its_published_size():
     assert count_parameters(build("kwt_1", 12)) == 607_436
 
 
+@pytest.mark.parametrize("name, published", [("bc_resnet_1", 9.2e3), ("bc_resnet_3", 54.2e3), ("bc_resnet_8", 321e3)])
+def test_bc_resnet_has_its_published_sizes(name, published):
+    assert count_parameters(build(name, 12)) == pytest.approx(published, rel=3e-3)
+
+
+def test_matchboxnet_has_its_published_size():
+    assert round(count_parameters(build("matchboxnet", 35)) / 1e3) == 93
+
+
+def test_ds_cnn_has_its_published_size():
+    """497.6 KB: a byte a weight, batch norm folded into a bias, and the two largest neighbouring maps."""
+    model, maps = build("ds_cnn", 12).eval(), []
+    for layer in [model.stem, *model.depthwise, *model.pointwise]:
+        layer.register_forward_hook(lambda module, args, out: maps.append(out[0].numel()))
+    model(torch.zeros(1, 49, 10), None)
+    norms = sum(m.bias.numel() for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    assert maps[:2] == [276 * 25 * 10, 276 * 13 * 5]
+    assert (count_parameters(model) - norms + maps[0] + maps[1]) / 1e3 == pytest.approx(497.6, abs=0.05)
+
+
+def test_mamba_light_is_light():
+    assert count_parameters(build("mamba_light")) <= 450_000
+    assert count_macs(build("mamba_light"), torch.zeros(1, 101, 64)) <= 25e6
+
+
+def test_subspectral_norm_normalises_each_band_of_frequencies():
+    norm, x = SubSpectralNorm(3, bands=5), torch.randn(4, 3, 20, 9)
+    x[:, :, 4:8] += 7  # one band is louder
+    y = norm(x).unflatten(2, (5, 4))
+    torch.testing.assert_close(y.mean((0, 3, 4)), torch.zeros(3, 5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.var((0, 3, 4), correction=0), torch.ones(3, 5), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("name", CLAIMED)
 def test_the_paper_s_counts_leave_out_the_scan(name):
     hidden = ("x_proj", "dt_proj", "A_log")
@@ -85,7 +133,7 @@ def test_the_paper_s_counts_leave_out_the_scan(name):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_logits_of_every_model(name):
-    inputs = torch.randn(2, 63, 40 if features_of(name) == "mfcc" else 128)
+    inputs = torch.randn(2, 63, width_of(name))
     with torch.no_grad():
         logits = build(name, 7).eval()(inputs, torch.tensor([63, 30]))
     assert logits.shape == (2, 7) and logits.dtype == torch.float32 and logits.isfinite().all()
@@ -118,14 +166,14 @@ def test_padding_and_company_change_nothing(sequence_model, lengths, more, seed)
 
 
 def test_the_last_frame_counts(sequence_model):
-    model, width = sequence_model
-    inputs = torch.randn(1, 20, width)
+    model, width = copy.deepcopy(sequence_model[0]).double(), sequence_model[1]  # a fresh model says little of one frame
+    inputs = torch.randn(1, 20, width, dtype=torch.float64)
     other = inputs.clone()
     other[:, 19] += 5
     with torch.no_grad():
         a, b = model(inputs, torch.tensor([20])), model(other, torch.tensor([20]))
         short = model(inputs, torch.tensor([19]))
-    assert (a - b).abs().max() > 1e-4 and (a - short).abs().max() > 1e-5
+    assert (a - b).abs().max() > 1e-9 and (a - short).abs().max() > 1e-9
 
 
 def test_kwt_longer_than_its_positions():

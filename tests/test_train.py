@@ -222,18 +222,19 @@ def broken_after(monkeypatch, writes):
     monkeypatch.setattr(kws_io.os, "replace", stop)
 
 
-def test_a_run_stopped_at_any_write_ends_with_the_same_bits(corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize("changes", [{}, {"ema": 0.9, "mixup": 0.4, "optimizer": "novograd", "lr": 0.02}], ids=["plain", "averaged"])
+def test_a_run_stopped_at_any_write_ends_with_the_same_bits(corpus, tmp_path, monkeypatch, changes):
     whole = tmp_path / "whole"
-    run(corpus, whole, epochs=2)
+    run(corpus, whole, epochs=2, **changes)
     for write in range(1, 8):  # history, card, weights, resume; history, card, weights
         out = tmp_path / str(write)
         broken_after(monkeypatch, write)
         with pytest.raises(KeyboardInterrupt):
-            run(corpus, out, epochs=2)
+            run(corpus, out, epochs=2, **changes)
         monkeypatch.undo()
         assert (out / "model.safetensors").exists() == (write > 2)
         assert write <= 2 or read_checkpoint(out)[1]["finished"] == (write == 7)
-        assert run(corpus, out, epochs=2)["finished"] and same(whole, out)
+        assert run(corpus, out, epochs=2, **changes)["finished"] and same(whole, out)
         assert sorted(os.listdir(out)) == ["history.csv", "model.json", "model.safetensors"]
         timeless = [
             [
