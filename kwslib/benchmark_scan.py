@@ -182,7 +182,7 @@ def differences(makers):
 
 
 def peaks(budget):
-    """What the machine does at best: float32 multiply-adds (a matrix product) and memory traffic (a copy), by threads."""
+    """What the machine does: float32 multiply-adds in a matrix product, and memory traffic in a copy, by threads."""
     found, a, b = {}, torch.randn(2048, 2048), torch.randn(2048, 2048)
     source, target = torch.randn(64_000_000), torch.empty(64_000_000)
     for n in sorted({1, torch.get_num_threads()}):
@@ -194,9 +194,9 @@ def peaks(budget):
 
 
 def shares(rows, peak):
-    """Share of the machine's multiply-add rate and of its memory bandwidth that kwslib's scan reaches in each row.
+    """kwslib's rate of vector instructions over a matrix product's of multiply-adds, and its share of the memory bandwidth.
 
-    A multiply-add unit starts one vector instruction at a time, whatever it is: the share is of these starts.
+    The first may pass 1: the product does not fill the units, and not every instruction is a multiply-add.
     """
     for row in rows:
         size = row["batch"] * row["length"] * row["channels"]

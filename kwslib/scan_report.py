@@ -94,7 +94,7 @@ def timed_on(result):
 
 
 def scan_table(result):
-    """One row for each shape and mode: milliseconds, how many times slower each peer is, memory, share of the peak."""
+    """One row for each shape and mode: milliseconds, how many times slower each peer is, memory, rates."""
     rows, n = [], most(result)
     for row in result["scan"]:
         ms, ratios = row["ms"].get(n, {}), speedups(row, n)
@@ -110,13 +110,15 @@ def scan_table(result):
                 "kwslib, 1 thread (ms)": f"{row['ms']['1']['kwslib']:.3g}",
                 **{f"{NAMES[p]} (×)": f"{ratios[p]:.1f}" if p in ratios else "not run" for p in NAMES if p != "kwslib"},
                 "kwslib (MB)": f"{row['mb']['kwslib'] or 0:.1f}",
-                "share of FMA peak (%)": f"{100 * row['share'][n]['fma']:.0f}",
+                "instructions, of a matrix product's FMA rate (%)": f"{100 * row['share'][n]['fma']:.0f}",
                 "share of memory bandwidth (%)": f"{100 * row['share'][n]['memory']:.0f}",
             }
         )
     return DataFrame(rows), (
         f"The selective scan, state {result['state']}, {n} threads unless named otherwise; × is a peer's time over kwslib's; not run: "
-        f"too large, or too slow (scan.json says which). {timed_on(result)}"
+        "too large, or too slow (scan.json says which). Instructions are the vector instructions of the scan's arithmetic, counted, "
+        "over the multiply-adds that PyTorch's matrix product did a second; over 100 %, because that product does not fill the units, and "
+        f"because not all instructions are multiply-adds. {timed_on(result)}"
     )
 
 

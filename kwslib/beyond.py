@@ -1,0 +1,173 @@
+"""Tables, figures and findings beyond clean clips, from result files alone: runs, robustness and streaming of a profile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from kwslib.figures import BELOW, PAGE, figure, look
+from kwslib.io import read_json
+from kwslib.scores import paired_bootstrap
+from kwslib.tables import corpus_name, source
+
+WAYS = {"windows": "windows of a second", "carried": "carried state"}
+
+
+def load_beyond(results):
+    """{"robustness": [...], "streaming": [...]}: the content of the files of a results folder, sorted by name."""
+    return {kind: [read_json(p, kind) for p in sorted((Path(results) / kind).glob("*.json"))] for kind in ("robustness", "streaming")}
+
+
+def name_of(model, claims):
+    return claims["models"].get(model, {}).get("name", model)
+
+
+def percent(part, spread=False):
+    """Accuracy of an {accuracy, interval} in per cent, with its interval where asked for."""
+    text = f"{100 * part['accuracy']:.2f}"
+    return f"{text} [{100 * part['interval'][0]:.2f}–{100 * part['interval'][1]:.2f}]" if spread else text
+
+
+def right(entry):
+    return np.array(entry["predictions"]) == np.array(entry["targets"])
+
+
+def comparisons(entries, chosen):
+    """`chosen` against every other model, on the same clips, by a paired bootstrap over speakers; seeds are averaged."""
+    by_model = {}
+    for entry in entries:
+        by_model.setdefault(entry["model"], []).append(right(entry))
+    ours = np.mean(by_model[chosen], 0)
+    return {model: paired_bootstrap(ours, np.mean(hits, 0), entries[0]["speakers"])
+            for model, hits in by_model.items() if model != chosen}
+
+
+def build(found, claims, chosen="mamba_light"):
+    """name -> (DataFrame, caption): robustness, comparison with `chosen`, streaming."""
+    from pandas import DataFrame
+
+    entries, streams, tables = found["robustness"], found["streaming"], {}
+    about = f"{source(entries)} n = {entries[0]['clean']['n']:,} test clips of {entries[0]['clean']['speakers']:,} speakers; 95 % intervals over speakers."
+    on = f", {corpus_name(entries)} (%)"
+    tables["robustness"] = DataFrame({
+        "model": name_of(e["model"], claims), "seed": str(e["seed"]), f"clean{on}": percent(e["clean"], True),
+        **{f"{kind}, 0 dB{on}": percent(by["0"]) for kind, by in e["snr"].items()},
+        f"200 ms late{on}": percent(e["shift"]["200"]), f"0.5 s, masked{on}": percent(e["cut"]["0.5"]["masked"]),
+        f"0.5 s, padded{on}": percent(e["cut"]["0.5"]["padded"]), f"telephone{on}": percent(e["telephone"]),
+        "calibration error": f"{e['calibration']['error']:.3f}", "temperature": f"{e['calibration']['temperature']:.2f}",
+        "error at that temperature": f"{e['calibration']['error_scaled']:.3f}",
+        "area, unknown words": f"{e['open_set']['area']:.3f}" if "open_set" in e else "–",
+        } for e in entries), (
+        "Accuracy under conditions not trained for, calibration, and rejection of words never heard. Pink noise and babble of six other "
+        f"voices; only the loudest half second, the rest masked or left as silence; 300 to 3,400 Hz and 8-bit µ-law at 8 kHz. {about}")
+    if any(e["model"] == chosen for e in entries) and len({e["model"] for e in entries}) > 1:
+        tables["paired"] = DataFrame({
+            "model": name_of(model, claims), f"{name_of(chosen, claims)} is better by (points)": f"{100 * c['difference']:+.2f}",
+            "95 % interval": f"{100 * c['interval'][0]:+.2f} to {100 * c['interval'][1]:+.2f}", "p": f"{c['p']:.3f}",
+            } for model, c in comparisons(entries, chosen).items()), (
+            f"Paired bootstrap over speakers, 10,000 draws, the same clips for both; p is two-sided and not corrected for the number of comparisons. {about}")
+    rows = [(s, way, w) for s in streams for way, w in s["ways"].items() if "test" in w]
+    if rows:
+        s = streams[0]
+        tables["streaming"] = DataFrame({
+            "model": name_of(s["model"], claims), "listening": WAYS[way], "threshold": f"{w['test']['threshold']:.5f}",
+            "missed, validation (%)": f"{100 * w['validation']['miss_rate']:.1f}", "false alarms/h, validation": f"{w['validation']['alarms_per_hour']:.1f}",
+            "missed, test (%)": f"{100 * w['test']['miss_rate']:.1f}", "false alarms/h, test": f"{w['test']['alarms_per_hour']:.1f}",
+            "median delay (s)": f"{w['test']['delay_s']:.2f}" if w["test"]["delay_s"] is not None else "–",
+            "keywords": f"{w['test']['n']:,}"} for s, way, w in rows), (
+            f"Made streams of {s['hours']:g} h, {len(s['keywords'])} keywords among as many other words, background noise at 5 to 25 dB. The threshold is the "
+            f"lowest with at most {s['allowed_alarms_per_hour']} false alarms an hour on the validation stream. The delay counts from the end of the clip. {source(streams)}")
+    return tables
+
+
+def accuracy_lines(ax, entries, claims, values, xlabel, title):
+    for e in entries:
+        xs, parts = values(e)
+        ax.plot(xs, [100 * p["accuracy"] for p in parts], **look(e["model"], claims))
+    ax.set(xlabel=xlabel, title=title)
+
+
+def conditions(entries, claims):
+    """Accuracy against SNR in two noises, time shift, and what is left of the clip."""
+    fig, axes = figure(PAGE, 4.6, 2, 2, sharey=True)
+    for ax, kind in zip(axes[0], entries[0]["snr"]):
+        accuracy_lines(ax, entries, claims, lambda e, k=kind: (list(map(float, e["snr"][k])), e["snr"][k].values()), "SNR (dB)", kind)
+    accuracy_lines(axes[1, 0], entries, claims, lambda e: (list(map(float, e["shift"])), e["shift"].values()), "shift (ms)", "time shift")
+    accuracy_lines(axes[1, 1], entries, claims, lambda e: (list(map(float, e["cut"])), [c["masked"] for c in e["cut"].values()]),
+                   "loudest part kept (s)", "cut short, masked")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("test accuracy (%)")
+    axes[1, 0].legend(**{**BELOW, "bbox_to_anchor": (1.0, -0.25), "ncols": 4})
+    return fig
+
+
+def confidence(entries, claims):
+    """Reliability diagrams, before and after a temperature, and rejection of unknown words."""
+    fig, axes = figure(PAGE, 2.9, 1, 3)
+    for ax, key, title in zip(axes, ("diagram", "diagram_scaled"), ("as trained", "with the temperature")):
+        ax.plot([0, 100], [0, 100], color="0.6", lw=0.8)
+        for e in entries:
+            d = e["calibration"][key]
+            ax.plot([100 * b["confidence"] for b in d], [100 * b["accuracy"] for b in d], **look(e["model"], claims))
+        ax.set(xlabel="confidence (%)", ylabel="accuracy (%)", title=title)
+    for e in (e for e in entries if "open_set" in e):
+        style = look(e["model"], claims)
+        axes[2].plot(100 * np.array(e["open_set"]["unknown_accepted"]), 100 * np.array(e["open_set"]["known_accepted"]),
+                     **{**style, "marker": None})
+    axes[2].set(xlabel="unknown words accepted (%)", ylabel="keywords accepted (%)", title="rejection", ylim=(50, 101))
+    axes[1].legend(**{**BELOW, "ncols": 4})
+    return fig
+
+
+def alarms(streams, claims):
+    """Misses against false alarms an hour, for both ways to listen; the filled point is the operating point."""
+    fig, ax = figure(PAGE * 0.7, 3.0)
+    for s in streams:
+        for way, w in s["ways"].items():
+            if "curve" not in w:
+                continue
+            style = {**look(s["model"], claims), "linestyle": {"windows": "-", "carried": "--"}[way], "marker": None}
+            style["label"] += f", {WAYS[way]}"
+            ax.plot([max(p["alarms_per_hour"], 0.1) for p in w["curve"]], [100 * p["miss_rate"] for p in w["curve"]], **style)
+            ax.plot(max(w["test"]["alarms_per_hour"], 0.1), 100 * w["test"]["miss_rate"], look(s["model"], claims)["marker"], color=style["color"])
+    ax.set(xscale="log", xlabel="false alarms an hour (none: 0.1)", ylabel="keywords missed (%)")
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return fig
+
+
+def draw(found, claims):
+    """name -> (figure, caption)."""
+    entries, streams = found["robustness"], found["streaming"]
+    about = f"{source(entries)} n = {entries[0]['clean']['n']:,} test clips; one seed of each model unless the table says more."
+    figures = {"conditions": (conditions(entries, claims), f"Accuracy under conditions that were not trained for. {about}"),
+               "confidence": (confidence(entries, claims), f"Is the confidence true, and does it tell unknown words apart? The temperature was fitted on validation. {about}")}
+    if any("curve" in w for s in streams for w in s["ways"].values()):
+        figures["streaming"] = (alarms(streams, claims), f"Made streams of {streams[0]['hours']:g} h: test speakers; points: the threshold that the validation stream chose. {source(streams)}")
+    return figures
+
+
+def findings(found, claims, chosen="mamba_light"):
+    """Sentences, each with its numbers, in Markdown: also those that speak against us."""
+    entries, lines = found["robustness"], []
+    best = max(entries, key=lambda e: e["clean"]["accuracy"])
+    lines.append(f"The highest test accuracy is that of {name_of(best['model'], claims)}, {percent(best['clean'], True)} % (n = {best['clean']['n']:,}).")
+    if any(e["model"] == chosen for e in entries):
+        for model, c in comparisons(entries, chosen).items():
+            verdict = "better than" if c["interval"][0] > 0 else "worse than" if c["interval"][1] < 0 else "not told apart from"
+            lines.append(f"{name_of(chosen, claims)} is {verdict} {name_of(model, claims)}: {100 * c['difference']:+.2f} points "
+                         f"({100 * c['interval'][0]:+.2f} to {100 * c['interval'][1]:+.2f}, p = {c['p']:.3f}).")
+    for kind in entries[0]["snr"]:
+        first = max(entries, key=lambda e: e["snr"][kind]["0"]["accuracy"])
+        last = min(entries, key=lambda e: e["snr"][kind]["0"]["accuracy"])
+        lines.append(f"In {kind} at 0 dB, {name_of(first['model'], claims)} keeps {percent(first['snr'][kind]['0'])} %, "
+                     f"{name_of(last['model'], claims)} {percent(last['snr'][kind]['0'])} %.")
+    for e in entries:
+        gain = e["cut"]["0.5"]["masked"]["accuracy"] - e["cut"]["0.5"]["padded"]["accuracy"]
+        lines.append(f"On half a second of sound, masking the padding changes {name_of(e['model'], claims)} by {100 * gain:+.2f} points.")
+    for s in found["streaming"]:
+        for way, w in s["ways"].items():
+            if "test" in w:
+                lines.append(f"{name_of(s['model'], claims)}, {WAYS[way]}: {100 * w['test']['miss_rate']:.1f} % of {w['test']['n']:,} keywords missed at "
+                             f"{w['test']['alarms_per_hour']:.1f} false alarms an hour (allowed on validation: {s['allowed_alarms_per_hour']}).")
+    return "\n".join(f"- {line}" for line in lines)

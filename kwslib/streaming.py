@@ -1,0 +1,219 @@
+"""Spotting in continuous audio: a made stream with exact time stamps, detection, misses against false alarms an hour.
+
+    python -m kwslib.streaming checkpoints/subset/mamba_light-0 --corpus data/subset --out results/subset
+
+A stream is keywords, other words and silence of held-out speakers over background noise, made by seed. The threshold
+is chosen on a stream of the validation speakers, and counted on one of the test speakers.
+
+Two ways to listen: `windows` classifies the last second again every hop; `carried` gives every frame to the model
+once, carrying each Mamba block's state (Gu & Dao 2023, section 3.3.2), and averages its outputs over the last second.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kwslib.corpus import load_corpus
+from kwslib.features import to_float
+from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, machine, write_json
+from kwslib.models import SequenceKWS
+from kwslib.spotter import load
+from kwslib.tasks import SILENCE, UNKNOWN, noise_of
+
+HOP = 0.1  # seconds between decisions
+SMOOTH, REFRACTORY = 0.2, 0.8  # seconds: posteriors are averaged over, and a word stays quiet after it is spotted
+LATEST = 0.5  # seconds after the end of a clip at which its word still counts as spotted
+ALARMS = 0.5  # an hour, at the operating point
+
+
+@dataclass
+class Stream:
+    """wave: float32 (N,) at 16 kHz. events: (start s, end s, keyword) of every keyword; other words are not listed."""
+
+    wave: np.ndarray
+    events: list
+
+    @property
+    def hours(self):
+        return len(self.wave) / SAMPLE_RATE / 3600
+
+
+def make_stream(corpus, keywords, split, hours, seed=0, words_a_minute=12, keyword_share=0.5, snr=(5.0, 25.0)):
+    """A Stream of `split`'s speakers: words at random moments without overlap, half of them keywords, over noise.
+
+    Every word has the loudness that it was recorded with; the noise of each ten seconds lies `snr` dB below it on
+    average, drawn anew. Words that are no keyword come, for validation, from its and the training speakers, since
+    the model has not heard them either. Raises KwsError where the corpus has no such words, or no noise.
+    """
+    rng = np.random.default_rng([seed, len(split)])
+    known = np.isin(corpus.words, keywords)
+    inside = corpus.splits == split
+    outside = inside | (corpus.splits == "training") if split == "validation" else inside
+    pools = [np.flatnonzero(inside & known), np.flatnonzero(outside & ~known)]
+    if not all(map(len, pools)):
+        raise KwsError(f"corpus {corpus.root} has no {'keywords' if not len(pools[0]) else 'other words'} in {split} "
+                       "for a stream; take another corpus or task")
+    size, noise = round(hours * 3600 * SAMPLE_RATE), noise_of(corpus, split)
+    wave = np.zeros(size, np.float32)
+    loud = np.sqrt(np.mean(to_float(torch.from_numpy(np.asarray(corpus.waves[pools[0][:500]]))).numpy() ** 2))
+    for start in range(0, size, noise.shape[1]):
+        piece = noise[rng.integers(len(noise))].astype(np.float32)
+        level = loud / 10 ** (rng.uniform(*snr) / 20)
+        piece *= level / max(1e-6, np.sqrt(np.mean(piece**2)))
+        wave[start:start + len(piece)] = piece[:size - start]
+    events, at, gap = [], 0.0, 60 / words_a_minute - CLIP / SAMPLE_RATE
+    while True:
+        at += rng.exponential(gap)
+        first = round(at * SAMPLE_RATE)
+        if first + CLIP > size:
+            return Stream(np.clip(wave, -1, 1), events)
+        keyword = rng.random() < keyword_share
+        row = rng.choice(pools[0 if keyword else 1])
+        samples = int(corpus.samples[row])
+        wave[first:first + samples] += corpus.waves[row, :samples] / np.float32(32768)
+        if keyword:
+            events.append((first / SAMPLE_RATE, (first + samples) / SAMPLE_RATE, str(corpus.words[row])))
+        at = (first + CLIP) / SAMPLE_RATE
+
+
+@torch.no_grad()
+def by_windows(spotter, wave, hop=HOP, batch=256):
+    """Posteriors (steps, labels) of the second before each decision, and the times of the decisions (steps,) in s."""
+    starts = torch.arange(0, len(wave) - CLIP + 1, round(hop * SAMPLE_RATE))
+    windows = torch.from_numpy(wave).unfold(0, CLIP, round(hop * SAMPLE_RATE))
+    p = torch.cat([spotter.logits(windows[rows]).softmax(1).cpu() for rows in torch.arange(len(starts)).split(batch)])
+    return p.numpy(), ((starts + CLIP) / SAMPLE_RATE).numpy()
+
+
+@torch.no_grad()
+def by_carried_state(spotter, wave, hop=HOP, piece=30.0, overlap=0.5):
+    """As `by_windows`, but each frame meets the Mamba blocks once: their states are carried through the stream.
+
+    Features and convolutions see pieces of `piece` seconds with `overlap` beyond both ends; 80 dB of range are below the
+    loudest frame of a piece, not of a second. Raises KwsError for a model without Mamba blocks.
+    """
+    model, front = spotter.model, spotter.frontend
+    if not isinstance(model, SequenceKWS) or not hasattr(model.blocks[0], "mixer"):
+        raise KwsError(f"model {spotter.card['model']} carries no state; use windows")
+    rate = front.hop_length * 4  # a multiple of every front-end's stride, in samples
+    size, margin = round(piece * SAMPLE_RATE / rate) * rate, round(overlap * SAMPLE_RATE / rate) * rate
+    states, frames = [None] * len(model.blocks), []
+    for start in range(0, len(wave), size):
+        first = max(0, start - margin)
+        part = torch.from_numpy(wave[first:start + size + margin])[None]
+        x, _ = model.frontend(spotter.normalise(front(part)), None)
+        stride = round(part.shape[1] / front.hop_length / x.shape[1])  # frames of features to one of the blocks
+        step = front.hop_length * stride
+        x = x[:, (start - first) // step:][:, :min(size, len(wave) - start) // step]
+        for i, block in enumerate(model.blocks):
+            x, states[i] = block(x, states[i], return_state=True)
+        frames.append(model.head.norm(x)[0])
+    frames = torch.cat(frames)
+    second = CLIP // step  # frames in a second
+    sums = torch.cat([frames.new_zeros(1, frames.shape[1]), frames.double().cumsum(0)])
+    ends = torch.arange(second, len(frames) + 1, max(1, round(hop * SAMPLE_RATE / step)))
+    means = ((sums[ends] - sums[ends - second]) / second).float()
+    return model.head.classify(means).softmax(1).numpy(), (ends * step / SAMPLE_RATE).numpy()
+
+
+def detections(posteriors, times, labels, threshold, smooth=SMOOTH, refractory=REFRACTORY):
+    """Post-processing: [(time s, label), …] from posteriors (steps, labels).
+
+    Posteriors are averaged over the last `smooth` seconds; the likeliest label, where above `threshold` and no class
+    of its own for the unknown or silence, is spotted; after that nothing is for `refractory` seconds.
+    """
+    step = times[1] - times[0] if len(times) > 1 else 1.0
+    n = max(1, round(smooth / step))
+    sums = np.cumsum(np.vstack([np.zeros((n, posteriors.shape[1])), posteriors]), 0)
+    mean = (sums[n:] - sums[:-n]) / n
+    best = mean.argmax(1)
+    quiet = np.isin(np.array(labels)[best], (UNKNOWN, SILENCE))
+    found, until = [], -np.inf
+    for i in np.flatnonzero((mean.max(1) > threshold) & ~quiet):
+        if times[i] >= until:
+            found.append((float(times[i]), labels[best[i]]))
+            until = times[i] + refractory
+    return found
+
+
+def count(found, stream, latest=LATEST):
+    """Misses, false alarms an hour and delays of detections: dict of miss_rate, alarms_per_hour, median delay (s), n.
+
+    A keyword is spotted by the first detection of its own label between its start and `latest` seconds after its end. Every
+    other detection is a false alarm. The delay counts from the end of the clip's sound, so that it may be negative.
+    """
+    used, delays, i = set(), [], 0
+    for start, end, word in stream.events:
+        while i < len(found) and found[i][0] < start:
+            i += 1
+        for j in range(i, len(found)):
+            if found[j][0] > end + latest:
+                break
+            if found[j][1] == word and j not in used:
+                used.add(j)
+                delays.append(found[j][0] - end)
+                break
+    return {"n": len(stream.events), "miss_rate": 1 - len(delays) / max(1, len(stream.events)),
+            "alarms_per_hour": (len(found) - len(used)) / stream.hours, "hours": stream.hours,
+            "delay_s": float(np.median(delays)) if delays else None}
+
+
+def sweep(posteriors, times, labels, stream, thresholds):
+    """`count` at every threshold."""
+    return [{"threshold": float(t), **count(detections(posteriors, times, labels, t), stream)} for t in thresholds]
+
+
+def operating_point(curve, alarms=ALARMS):
+    """The lowest threshold of a curve from which on there are never more than `alarms` false alarms an hour; else the highest."""
+    point = curve[-1]
+    for entry in reversed(curve):
+        if entry["alarms_per_hour"] > alarms:
+            break
+        point = entry
+    return point
+
+
+def examine(checkpoint, corpus, hours=2.0, seed=0):
+    """What streaming/<run>.json holds: for each way to listen, the curve and, at the validation's threshold, the test."""
+    spotter, corpus = load(checkpoint), load_corpus(corpus)
+    keywords = [w for w in spotter.labels if w not in (UNKNOWN, SILENCE)]
+    streams = {split: make_stream(corpus, keywords, split, hours, seed) for split in ("validation", "testing")}
+    thresholds = np.r_[np.linspace(0.1, 0.95, 18), 1 - np.geomspace(0.04, 1e-5, 24)]
+    result = {"model": spotter.card["model"], "seed": spotter.card["recipe"]["seed"], "corpus": spotter.card["corpus"],
+              "keywords": keywords, "hours": hours, "post": {"smooth_s": SMOOTH, "refractory_s": REFRACTORY, "hop_s": HOP},
+              "allowed_alarms_per_hour": ALARMS, "machine": machine(), "ways": {}}
+    for name, listen in (("windows", by_windows), ("carried", by_carried_state)):
+        try:
+            heard = {split: listen(spotter, stream.wave) for split, stream in streams.items()}
+        except KwsError as e:
+            result["ways"][name] = {"missing": str(e)}
+            continue
+        curves = {split: sweep(*heard[split], spotter.labels, streams[split], thresholds) for split in streams}
+        chosen = operating_point(curves["validation"])
+        test = next(p for p in curves["testing"] if p["threshold"] == chosen["threshold"])
+        result["ways"][name] = {"validation": chosen, "test": test, "curve": curves["testing"]}
+    return result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint", help="checkpoint file, or the folder that holds model.safetensors")
+    parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
+    parser.add_argument("--out", required=True, help="results folder, such as results/subset")
+    parser.add_argument("--hours", type=float, default=2.0, help="length of each stream (default 2)")
+    a = parser.parse_args()
+    result = examine(a.checkpoint, a.corpus, a.hours)
+    write_json(Path(a.out) / "streaming" / f"{result['model']}-{result['seed']}.json", result)
+    for name, way in result["ways"].items():
+        print(f"{result['model']}, {name}: " + (way.get("missing") or
+              f"{way['test']['miss_rate']:.1%} missed at {way['test']['alarms_per_hour']:.1f} false alarms an hour"))
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)
