@@ -12,7 +12,7 @@ import argparse
 import re
 from pathlib import Path
 
-from kwslib import scan_report, tables
+from kwslib import beyond, scan_report, tables
 from kwslib.io import KwsError, cli, read_json, replacing
 from kwslib.tables import markdown
 
@@ -29,12 +29,12 @@ def readme_numbers(runs, benchmark, claims):
     }
 
 
-def fill_readme(text, tables, numbers=None):
+def fill_readme(text, built, numbers=None):
     """`text` with its marked tables (name -> (DataFrame, caption)) and numbers (key -> text) filled in.
 
     Raises KwsError where a marker is unknown or not closed.
     """
-    found = {f"table: {k}": f"\n{caption}\n\n{markdown(df)}\n" for k, (df, caption) in tables.items()}
+    found = {f"table: {k}": f"\n{caption}\n\n{markdown(df)}\n" for k, (df, caption) in built.items()}
     found |= {f"n: {key}": value for key, value in (numbers or {}).items()}
 
     def filled(match):
@@ -65,6 +65,9 @@ def main(argv=None):
         else:
             runs, benchmark = tables.load_runs(folder), tables.load_benchmark(folder)
             found, texts = tables.build_tables(runs, benchmark, claims), readme_numbers(runs, benchmark, claims)
+            if (further := beyond.load_beyond(folder))["robustness"]:
+                found |= beyond.build(further, claims)
+                texts["findings"] = f"\n{beyond.findings(further, claims)}\n"
         built |= {f"{folder.name}/{name}": table for name, table in found.items()}
         numbers |= {f"{folder.name}/{key}": text for key, text in texts.items()}
     text = fill_readme(args.readme.read_text(encoding="utf-8"), built, numbers)

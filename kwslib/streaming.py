@@ -178,7 +178,7 @@ def operating_point(curve, alarms=ALARMS):
     return point
 
 
-def examine(checkpoint, corpus, hours=2.0, seed=0):
+def examine(checkpoint, corpus, hours=1.0, seed=0):
     """What streaming/<run>.json holds: for each way to listen, the curve and, at the validation's threshold, the test."""
     spotter, corpus = load(checkpoint), load_corpus(corpus)
     keywords = [w for w in spotter.labels if w not in (UNKNOWN, SILENCE)]
@@ -205,7 +205,7 @@ def main():
     parser.add_argument("checkpoint", help="checkpoint file, or the folder that holds model.safetensors")
     parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
     parser.add_argument("--out", required=True, help="results folder, such as results/subset")
-    parser.add_argument("--hours", type=float, default=2.0, help="length of each stream (default 2)")
+    parser.add_argument("--hours", type=float, default=1.0, help="length of each stream (default 1)")
     a = parser.parse_args()
     result = examine(a.checkpoint, a.corpus, a.hours)
     write_json(Path(a.out) / "streaming" / f"{result['model']}-{result['seed']}.json", result)
