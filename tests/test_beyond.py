@@ -59,7 +59,7 @@ def trained(corpus, params):
     assert found == [(m, 0, None) for m in MODELS]
     for model in MODELS:
         write_json(out / "robustness" / f"{model}-0.json", robustness.examine(out / "checkpoints" / f"{model}-0", corpus))
-        write_json(out / "streaming" / f"{model}-0.json", streaming.examine(out / "checkpoints" / f"{model}-0", corpus, hours=0.02))
+        write_json(out / "streaming" / f"{model}-0.json", streaming.examine(out / "checkpoints" / f"{model}-0", corpus, hours=0.035))
     return out
 
 
@@ -138,6 +138,6 @@ def test_trials_are_laid_side_by_side(params, corpus, tmp_path, monkeypatch):
         result = search.run_trial(params, name, kwslib.config.CONFIGS.parent)
         assert "test" not in result and result["validation"]["n"] == 18
     text = search.trials_table(tmp_path)
-    assert "n = 18 clips; the test split was not read" in text and "| mixed | keyword\\_cnn | 0 | mixup 0.3 | 3 |" in text
+    assert "n = 18 clips; the test split was not read" in text and "| mixed | keyword_cnn | 0 | mixup 0.3 | 3 |" in text
     with pytest.raises(KwsError, match="trial 'best' is not in"):
         search.run_trial(params, "best", kwslib.config.CONFIGS.parent)
