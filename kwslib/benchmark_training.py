@@ -22,9 +22,10 @@ from kwslib.data import Batches, SpeechCommands, collate_seq
 from kwslib.features import Normalise, WaveToSpec
 from kwslib.io import CLIP
 from kwslib.models import build, features_of
+from kwslib.optim import Schedule, parameter_groups
 from kwslib.scan import selective_scan
 from kwslib.tasks import Split
-from kwslib.train import Schedule, autocast_to, parameter_groups, pick_precision, train_epoch
+from kwslib.train import autocast_to, pick_precision, train_epoch
 
 CPU = torch.device("cpu")
 MODELS = tuple(f"mamba_{kind}_{size}" for kind in ("mel", "mfcc") for size in ("small", "medium", "large"))
