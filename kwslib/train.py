@@ -129,12 +129,12 @@ def train(config, progress=True):
         left = (config.epochs - run["epoch"]) * run["seconds"] / run["epoch"]
         say(f"{config.model} epoch {run['epoch']}/{config.epochs}  loss {loss:.3f}  training {accuracy:.2%}  validation "
             f"{check_accuracy:.2%}  {run['history'][-1]['clips_per_second']:.0f} clips/s  {left / 60:.1f} min left", rank)
+        card.update(validation={"accuracy": run["best"], "epoch": run["best_epoch"], "n": len(validation.targets)},
+                    training={"epochs": run["epoch"], "seconds": run["seconds"], "clips": len(training.targets),
+                              "clips_per_second": sum(h["clips_per_second"] for h in run["history"]) / run["epoch"],
+                              "precision": "bf16" if autocast else "fp32", "processes": world},
+                    finished=run["epoch"] == config.epochs)
         if rank == 0:
-            card.update(validation={"accuracy": run["best"], "epoch": run["best_epoch"], "n": len(validation.targets)},
-                        training={"epochs": run["epoch"], "seconds": run["seconds"], "clips": len(training.targets),
-                                  "clips_per_second": sum(h["clips_per_second"] for h in run["history"]) / run["epoch"],
-                                  "precision": "bf16" if autocast else "fp32", "processes": world},
-                        finished=run["epoch"] == config.epochs)
             write_csv(out / "history.csv", run["history"])
             save_checkpoint(checkpoint, best, card)  # after the history: it says whether the run is finished
             if run["epoch"] < config.epochs:
@@ -142,6 +142,8 @@ def train(config, progress=True):
                 save_resume(resume, run, model, best, optimizer, average.weights if average else {})
     if rank == 0:
         resume.unlink(missing_ok=True)
+    if world > 1:
+        dist.barrier()  # nobody leaves before the files are whole
     return card
 
 
@@ -294,7 +296,10 @@ def main():
         print(__doc__)
         return 0
     card = train(load_config(overrides.pop("config", None), **overrides))
-    say(f"best validation accuracy {card['validation']['accuracy']:.2%} in epoch {card['validation']['epoch']}", 0)
+    say(f"best validation accuracy {card['validation']['accuracy']:.2%} in epoch {card['validation']['epoch']}",
+        int(os.environ.get("RANK", 0)))
+    if dist.is_initialized():
+        dist.destroy_process_group()
     return 0
 
 

@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from kwslib.corpus import load_corpus
 from kwslib.io import KwsError, read_csv, write_csv, write_json
 from kwslib.spotter import read_checkpoint
 
+ROOT = Path(__file__).resolve().parent.parent
 WORDS = {"high": 2400, "low": 300, "middle": 900}
 SPLITS = {"training": 8, "validation": 2, "testing": 2}  # speakers
 
@@ -272,6 +275,17 @@ def test_a_killed_run_ends_with_the_same_bits(corpus, tmp_path):
         "model.safetensors",
     ]
     assert [h["epoch"] for h in read_csv(out / "history.csv")] == [str(n + 1) for n in range(epochs)]
+
+
+def test_two_processes_train_one_model(corpus, tmp_path):
+    """As torchrun and accelerate start them; the guard against a process that fails or writes beside the first."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "kwslib.train", "--model", "keyword_cnn",
+               "--corpus", str(corpus), "--out", str(tmp_path / "run"), "--epochs", "2", "--batch_size", "16", "--lr", "3e-3", "--device", "cpu"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best validation accuracy") == 1
+    card = read_checkpoint(tmp_path / "run")[1]
+    assert card["finished"] and card["training"]["processes"] == 2 and len(read_csv(tmp_path / "run" / "history.csv")) == 2
 
 
 def test_a_damaged_resume_file_is_named(corpus, tmp_path):
