@@ -18,7 +18,7 @@ from kwslib.config import Profile
 from kwslib.corpus import pack
 from kwslib.evaluate import test
 from kwslib.io import KwsError, cli
-from kwslib.train import train
+from kwslib.train import pick_device, train
 
 
 def run_grid(params, out, models=None, seeds=None, corpus=None, root=".", **overrides):
@@ -41,8 +41,9 @@ def run_grid(params, out, models=None, seeds=None, corpus=None, root=".", **over
                 if not (out / "runs" / f"{model}-{seed}.json").exists():
                     config = profile.config(model, seed, corpus=corpus, out=checkpoint, **overrides)
                     train(config, progress=False)
-                    result = test(checkpoint, corpus, out, profile.profile, device=config.device if config.device != "auto" else "cpu")
-                    print(f"{model}-{seed}: test {result['test']['accuracy']:.2%}, {time.perf_counter() - started:.0f} s", flush=True)
+                    device = pick_device(config.device)
+                    accuracy = test(checkpoint, corpus, out, profile.profile, device)["test"]["accuracy"]
+                    print(f"{model}-{seed}: test {accuracy:.2%}, {time.perf_counter() - started:.0f} s", flush=True)
                 found.append((model, seed, None))
             except KwsError as e:
                 print(f"{model}-{seed}: {e}", file=sys.stderr, flush=True)

@@ -51,7 +51,7 @@ class ConvFrontEnd(nn.Module):
 
 
 class StridedFrontEnd(nn.Module):
-    """Log-mel (B, T, F) -> (B, ceil(T / 4), d) at a twentieth of ConvFrontEnd's work: strides, not pooling, from the first layer on."""
+    """Log-mel (B, T, F) -> (B, ceil(T / 4), d) at a twentieth of ConvFrontEnd's work: strides, not pooling, from the start."""
 
     def __init__(self, d_model, n_features=64, widths=(16, 32, 64), kernels=(5, 3, 3), strides=(2, 1, 2)):
         super().__init__()

@@ -35,8 +35,11 @@ class BCResBlock(nn.Module):
 
     def __init__(self, c_in, c_out, dilation, stride=1):
         super().__init__()
-        self.transition = nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()) if c_in != c_out else None
-        self.f2 = nn.Sequential(nn.Conv2d(c_out, c_out, (3, 1), (stride, 1), (1, 0), groups=c_out, bias=False), SubSpectralNorm(c_out))
+        self.transition = None
+        if c_in != c_out:
+            self.transition = nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU())
+        self.f2 = nn.Sequential(
+            nn.Conv2d(c_out, c_out, (3, 1), (stride, 1), (1, 0), groups=c_out, bias=False), SubSpectralNorm(c_out))
         self.f1 = nn.Sequential(
             nn.Conv2d(c_out, c_out, (1, 3), padding=(0, dilation), dilation=(1, dilation), groups=c_out, bias=False),
             nn.BatchNorm2d(c_out), nn.SiLU(), nn.Conv2d(c_out, c_out, 1, bias=False), nn.Dropout2d(0.1))
@@ -57,8 +60,8 @@ class BCResNet(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(1, widths[0], 5, (2, 1), 2, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
         self.blocks = nn.ModuleList()
         for i, (depth, stride) in enumerate(((2, 1), (2, 2), (4, 2), (4, 1))):
-            self.blocks += [BCResBlock(widths[i + (k > 0)] if k == 0 else widths[i + 1], widths[i + 1], 2**i, stride if k == 0 else 1)
-                            for k in range(depth)]
+            self.blocks.append(BCResBlock(widths[i], widths[i + 1], 2**i, stride))
+            self.blocks += [BCResBlock(widths[i + 1], widths[i + 1], 2**i) for _ in range(depth - 1)]
         self.depthwise = nn.Conv2d(widths[4], widths[4], 5, padding=(0, 2), groups=widths[4], bias=False)
         self.pointwise = nn.Sequential(nn.Conv2d(widths[4], widths[5], 1, bias=False), nn.BatchNorm2d(widths[5]), nn.ReLU())
         self.classify = nn.Linear(widths[5], n_classes, bias=False)
@@ -73,7 +76,7 @@ class BCResNet(nn.Module):
 
 
 class MatchboxBlock(nn.Module):
-    """`repeats` × (depthwise-separable convolution over time, BN, ReLU, dropout) beside a 1×1 path (Majumdar & Ginsburg 2020)."""
+    """`repeats` depthwise-separable convolutions over time beside a 1×1 path (Majumdar & Ginsburg 2020, section 2)."""
 
     def __init__(self, c_in, c_out, kernel, repeats=1, dilation=1, residual=False, separable=True, dropout=0.1):
         super().__init__()

@@ -33,6 +33,7 @@ def card_text(card, run, kept):
     """The model card, Markdown: what it is, data and licence, recipe, metrics, limits. Every number is of `run` or `kept`."""
     test, corpus, low_high = run["test"], run["corpus"], "–".join(f"{100 * v:.2f}" for v in run["test"]["interval"])
     weak = sorted(test["per_word"].items(), key=lambda w: w[1]["recall"])[:3]
+    weak = ", ".join(f"{word} ({100 * s['recall']:.0f} % of {s['n']})" for word, s in weak)
     recipe = ", ".join(f"{k} {v}" for k, v in card["recipe"].items() if k not in ("model", "task", "seed"))
     return f"""# {run["model"]}, seed {run["seed"]}
 
@@ -48,7 +49,7 @@ A keyword spotter of kwslib: `kwslib.load("{run["model"]}.safetensors").predict(
 was selected on validation ({100 * run["validation"]["accuracy"]:.2f} %, epoch {run["validation"]["epoch"]}).
 
 **Test, read once.** Accuracy {100 * test["accuracy"]:.2f} % (95 % interval over speakers {low_high}; n = {test["n"]:,} clips of
-{test["speakers"]:,} speakers), macro-F1 {100 * test["macro_f1"]:.2f} %. Weakest words: {", ".join(f"{w} ({100 * s['recall']:.0f} % of {s['n']})" for w, s in weak)}.
+{test["speakers"]:,} speakers), macro-F1 {100 * test["macro_f1"]:.2f} %. Weakest words: {weak}.
 In half precision the accuracy on validation is {100 * kept["half"]:.2f} %, in full {100 * kept["full"]:.2f} %.
 
 **Limits.** English words, of volunteers at their own microphones, one second, mostly clean; no claim is made for children,
@@ -67,8 +68,8 @@ def ship(checkpoint, results, corpus, out):
         spotter.model.load_state_dict(these)  # copied into float32
         kept[kind] = float((torch.from_numpy(predict_split(spotter, validation)) == validation.targets).float().mean())
     if abs(kept["full"] - kept["half"]) > MOST:
-        raise KwsError(f"half precision moves the validation accuracy of {checkpoint} from {kept['full']:.2%} to {kept['half']:.2%}; "
-                       "ship the checkpoint as it is")
+        raise KwsError(f"half precision moves the validation accuracy of {checkpoint} from {kept['full']:.2%} to "
+                       f"{kept['half']:.2%}; ship the checkpoint as it is")
     save_checkpoint(Path(out) / f"{name}.safetensors", half, card)
     with replacing(Path(out) / f"{name}.md") as scratch:
         scratch.write_text(card_text(card, run, kept), encoding="utf-8")
