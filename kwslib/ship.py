@@ -42,8 +42,8 @@ A keyword spotter of kwslib: `kwslib.load("{run["model"]}.safetensors").predict(
 
 **Words.** {", ".join(card["labels"])}. It has no class for other words or silence: whatever it hears, it names one of these.
 
-**Data and licence.** Trained on {corpus["clips"]["training"]:,} training clips, less those of other words, of {corpus["name"]}:
-{corpus["attribution"]} Licence of the data: {corpus["licence"]}. Code and weights: MIT. Corpus checksum {corpus["checksum"][:16]}.
+**Data and licence.** Trained on {card["training"]["clips"]:,} clips of {corpus["name"]}: {corpus["attribution"].rstrip(".")}.
+Licence of the data: {corpus["licence"]}. Code and weights: MIT. Corpus checksum {corpus["checksum"][:16]}.
 
 **Recipe.** {recipe}. Trained in {card["training"]["seconds"] / 60:.0f} minutes, {card["training"]["precision"]}; the epoch
 was selected on validation ({100 * run["validation"]["accuracy"]:.2f} %, epoch {run["validation"]["epoch"]}).
