@@ -14,6 +14,7 @@ unexport PYTHONPATH PYTHONHOME JUPYTER_PATH
 
 PIPELINE_quick := dvc.yaml
 PIPELINE_subset := profiles/subset/dvc.yaml
+PIPELINE_commands := profiles/commands/dvc.yaml
 PIPELINE_paper := profiles/paper/dvc.yaml
 PIPELINE_scan := profiles/scan/dvc.yaml
 PIPELINE_search := profiles/search/dvc.yaml
@@ -33,7 +34,7 @@ env: $(READY)  ## make .venv from the lock, requirements.txt
 
 # The quick profile's runs are short and take one thread each: as many go side by side as there are cores, four at most.
 # What they leave is for the last line, and would all be done by it alone.
-repro: profile $(READY)  ## repeat the runs, tables and figures: PROFILE=quick (default), subset, beyond, paper, scan, search
+repro: profile $(READY)  ## repeat the runs, tables and figures: PROFILE=quick (default), subset, commands, beyond, paper, scan, search
 ifeq ($(PROFILE),quick)
 	$(RUN) dvc repro corpus
 	$(RUN) dvc status dvc.yaml | sed -n 's/^\(train@.*\):$$/\1/p' | \
@@ -67,8 +68,8 @@ clean:  ## remove data, checkpoints and scratch; results, figures and .venv stay
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 profile:
-	@case '$(PROFILE)' in quick|subset|paper|scan|search|beyond) ;; *) \
-		echo "error: no profile is called '$(PROFILE)'; choose PROFILE=quick, subset, paper, scan, search or beyond" >&2; exit 2 ;; esac
+	@case '$(PROFILE)' in quick|subset|commands|paper|scan|search|beyond) ;; *) \
+		echo "error: no profile is called '$(PROFILE)'; choose PROFILE=quick, subset, commands, paper, scan, search or beyond" >&2; exit 2 ;; esac
 
 define NEW_VENV
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \

@@ -1,6 +1,6 @@
 """Spotting in continuous audio: a made stream with exact time stamps, detection, misses against false alarms an hour.
 
-    python -m kwslib.streaming checkpoints/subset/mamba_light-0 --corpus data/subset --out results/subset
+    python -m kwslib.streaming checkpoints/subset/mamba_light-0 --corpus data/subset --out results/subset/streaming/mamba_light-0.json
 
 A stream is keywords, other words and silence of held-out speakers over background noise, made by seed. The threshold
 is chosen on a stream of the validation speakers, and counted on one of the test speakers.
@@ -21,6 +21,7 @@ import torch
 from kwslib.corpus import load_corpus
 from kwslib.features import to_float
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, machine, write_json
+from kwslib.metrics import accuracy
 from kwslib.models import SequenceKWS
 from kwslib.spotter import load
 from kwslib.tasks import SILENCE, UNKNOWN, noise_of
@@ -33,10 +34,12 @@ ALARMS = 0.5  # an hour, at the operating point
 
 @dataclass
 class Stream:
-    """wave: float32 (N,) at 16 kHz. events: (start s, end s, keyword) of every keyword; other words are not listed."""
+    """wave: float32 (N,) at 16 kHz. events: (start s, end s, keyword) of every keyword; other words are not listed.
+    speakers: who says each keyword, a str for each event."""
 
     wave: np.ndarray
     events: list
+    speakers: list
 
     @property
     def hours(self):
@@ -66,18 +69,19 @@ def make_stream(corpus, keywords, split, hours, seed=0, words_a_minute=12, keywo
         level = loud / 10 ** (rng.uniform(*snr) / 20)
         piece *= level / max(1e-6, np.sqrt(np.mean(piece**2)))
         wave[start:start + len(piece)] = piece[:size - start]
-    events, at, gap = [], 0.0, 60 / words_a_minute - CLIP / SAMPLE_RATE
+    events, speakers, at, gap = [], [], 0.0, 60 / words_a_minute - CLIP / SAMPLE_RATE
     while True:
         at += rng.exponential(gap)
         first = round(at * SAMPLE_RATE)
         if first + CLIP > size:
-            return Stream(np.clip(wave, -1, 1), events)
+            return Stream(np.clip(wave, -1, 1), events, speakers)
         keyword = rng.random() < keyword_share
         row = rng.choice(pools[0 if keyword else 1])
         samples = int(corpus.samples[row])
         wave[first:first + samples] += corpus.waves[row, :samples] / np.float32(32768)
         if keyword:
             events.append((first / SAMPLE_RATE, (first + samples) / SAMPLE_RATE, str(corpus.words[row])))
+            speakers.append(str(corpus.speakers[row]))
         at = (first + CLIP) / SAMPLE_RATE
 
 
@@ -141,26 +145,36 @@ def detections(posteriors, times, labels, threshold, smooth=SMOOTH, refractory=R
     return found
 
 
-def count(found, stream, latest=LATEST):
-    """Misses, false alarms an hour and delays of detections: dict of miss_rate, alarms_per_hour, median delay (s), n.
+def match(found, stream, latest=LATEST):
+    """For each keyword of the stream the delay (s) of the detection that spots it, or None where it is missed.
 
-    A keyword is spotted by the first detection of its own label between its start and `latest` seconds after its end. Every
-    other detection is a false alarm. The delay counts from the end of the clip's sound, so that it may be negative.
+    A keyword is spotted by the first detection of its own label between its start and `latest` seconds after its end,
+    and a detection spots one keyword. The delay counts from the end of the clip's sound, so that it may be negative.
     """
     used, delays, i = set(), [], 0
     for start, end, word in stream.events:
         while i < len(found) and found[i][0] < start:
             i += 1
+        delays.append(None)
         for j in range(i, len(found)):
             if found[j][0] > end + latest:
                 break
             if found[j][1] == word and j not in used:
                 used.add(j)
-                delays.append(found[j][0] - end)
+                delays[-1] = found[j][0] - end
                 break
-    return {"n": len(stream.events), "miss_rate": 1 - len(delays) / max(1, len(stream.events)),
-            "alarms_per_hour": (len(found) - len(used)) / stream.hours, "hours": stream.hours,
-            "delay_s": float(np.median(delays)) if delays else None}
+    return delays
+
+
+def count(found, stream):
+    """Misses and false alarms of detections: dict of n (keywords), miss_rate, false_alarms (every detection that
+    spots no keyword), alarms_per_hour, hours, delay_s (median)."""
+    delays = match(found, stream)
+    spotted = [d for d in delays if d is not None]
+    alarms = len(found) - len(spotted)
+    return {"n": len(delays), "miss_rate": 1 - len(spotted) / max(1, len(delays)), "false_alarms": alarms,
+            "alarms_per_hour": alarms / stream.hours, "hours": stream.hours,
+            "delay_s": float(np.median(spotted)) if spotted else None}
 
 
 def sweep(posteriors, times, labels, stream, thresholds):
@@ -178,14 +192,17 @@ def operating_point(curve, alarms=ALARMS):
     return point
 
 
-def examine(checkpoint, corpus, hours=1.0, seed=0):
-    """What streaming/<run>.json holds: for each way to listen, the curve and, at the validation's threshold, the test."""
+def examine(checkpoint, corpus, hours=4.0, seed=0):
+    """What streaming/<run>.json holds: for each way to listen, the curve and, at the validation's threshold, the test with
+    a 95 % interval of its miss rate that resamples speakers."""
     spotter, corpus = load(checkpoint), load_corpus(corpus)
     keywords = [w for w in spotter.labels if w not in (UNKNOWN, SILENCE)]
     streams = {split: make_stream(corpus, keywords, split, hours, seed) for split in ("validation", "testing")}
+    if not all(s.events for s in streams.values()):
+        raise KwsError(f"no keyword falls into a stream of {hours:g} h; give more --hours")
     thresholds = np.r_[np.linspace(0.1, 0.95, 18), 1 - np.geomspace(0.04, 1e-5, 24)]
     result = {"model": spotter.card["model"], "seed": spotter.card["recipe"]["seed"], "corpus": spotter.card["corpus"],
-              "keywords": keywords, "hours": hours, "post": {"smooth_s": SMOOTH, "refractory_s": REFRACTORY, "hop_s": HOP},
+              "keywords": keywords, "labels": spotter.labels, "hours": hours, "post": {"smooth_s": SMOOTH, "refractory_s": REFRACTORY, "hop_s": HOP},
               "allowed_alarms_per_hour": ALARMS, "machine": machine(), "ways": {}}
     for name, listen in (("windows", by_windows), ("carried", by_carried_state)):
         try:
@@ -196,6 +213,9 @@ def examine(checkpoint, corpus, hours=1.0, seed=0):
         curves = {split: sweep(*heard[split], spotter.labels, streams[split], thresholds) for split in streams}
         chosen = operating_point(curves["validation"])
         test = next(p for p in curves["testing"] if p["threshold"] == chosen["threshold"])
+        delays = match(detections(*heard["testing"], spotter.labels, chosen["threshold"]), streams["testing"])
+        hit = accuracy(np.ones(len(delays)), np.array([d is not None for d in delays]), streams["testing"].speakers)
+        test = test | {"miss_interval": [1 - p for p in hit["interval"][::-1]], "speakers": hit["speakers"]}
         result["ways"][name] = {"validation": chosen, "test": test, "curve": curves["testing"]}
     return result
 
@@ -204,11 +224,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", help="checkpoint file, or the folder that holds model.safetensors")
     parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
-    parser.add_argument("--out", required=True, help="results folder, such as results/subset")
-    parser.add_argument("--hours", type=float, default=1.0, help="length of each stream (default 1)")
+    parser.add_argument("--out", required=True, type=Path, help="file to write, such as results/subset/streaming/mamba_light-0.json")
+    parser.add_argument("--hours", type=float, default=4.0, help="length of each stream (default 4)")
     a = parser.parse_args()
     result = examine(a.checkpoint, a.corpus, a.hours)
-    write_json(Path(a.out) / "streaming" / f"{result['model']}-{result['seed']}.json", result)
+    write_json(a.out, result)
     for name, way in result["ways"].items():
         print(f"{result['model']}, {name}: " + (way.get("missing") or
               f"{way['test']['miss_rate']:.1%} missed at {way['test']['alarms_per_hour']:.1f} false alarms an hour"))

@@ -96,7 +96,9 @@ def test_streaming_of_a_model(trained):
     assert set(light["ways"]) == {"windows", "carried"} and "carries no state" in cnn["ways"]["carried"]["missing"]
     way = light["ways"]["windows"]
     assert way["test"]["threshold"] == way["validation"]["threshold"] and way["test"]["n"] > 3
-    assert way["test"] in way["curve"]
+    assert way["test"].items() >= next(p for p in way["curve"] if p["threshold"] == way["test"]["threshold"]).items()
+    low, high = way["test"]["miss_interval"]
+    assert 0 <= low <= way["test"]["miss_rate"] <= high <= 1 and way["test"]["speakers"] == 4
 
 
 def test_tables_figures_and_findings(trained):

@@ -133,7 +133,7 @@ def test_unknown_profile_ends_in_one_sentence(root):
     run = make(root, "repro", "PROFILE=huge")
     assert run.returncode != 0 and run.stdout == ""
     told = [line for line in run.stderr.splitlines() if not line.startswith("make: ***")]
-    assert told == ["error: no profile is called 'huge'; choose PROFILE=quick, subset, paper, scan, search or beyond"]
+    assert told == ["error: no profile is called 'huge'; choose PROFILE=quick, subset, commands, paper, scan, search or beyond"]
 
 
 def test_old_python_is_refused_in_one_sentence(root, tmp_path):

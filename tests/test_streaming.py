@@ -9,7 +9,7 @@ import torch
 from kwslib import streaming
 from kwslib.benchmark import spotter_of
 from kwslib.io import KwsError
-from kwslib.streaming import Stream, count, detections, make_stream, operating_point, sweep
+from kwslib.streaming import Stream, count, detections, make_stream, match, operating_point, sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,7 +32,7 @@ def corpus():
 def test_events_are_where_they_are_said_to_be(corpus):
     stream = make_stream(corpus, ["yes", "no"], "testing", 0.1, seed=3, snr=(40, 40))
     assert len(stream.wave) == 0.1 * 3600 * 16000 and stream.hours == pytest.approx(0.1)
-    assert len(stream.events) > 20 and {w for *_, w in stream.events} == {"yes", "no"}
+    assert len(stream.events) == len(stream.speakers) > 20 and {w for *_, w in stream.events} == {"yes", "no"}
     heard = set()
     for start, end, word in stream.events:
         first, last = round(start * 16000), round(end * 16000)
@@ -83,7 +83,7 @@ def test_unknown_is_never_spotted():
 
 
 def stream_of(events, hours=0.5):
-    return Stream(np.zeros(round(hours * 3600 * 16000), np.float32), events)
+    return Stream(np.zeros(round(hours * 3600 * 16000), np.float32), events, ["a"] * len(events))
 
 
 def test_counts_by_hand():
@@ -92,6 +92,7 @@ def test_counts_by_hand():
     result = count(found, stream)
     # spotted: the first yes and the last no; late: 31.6; wrong word: 20.9; twice: 11.2; nothing there: 50
     assert result["miss_rate"] == 0.5 and result["alarms_per_hour"] == pytest.approx(4 / 0.5)
+    assert match(found, stream) == [pytest.approx(-0.1), None, None, pytest.approx(-0.8)] and result["false_alarms"] == 4
     assert result["delay_s"] == pytest.approx(np.median([-0.1, -0.8])) and result["n"] == 4
 
 
