@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kwslib.figures import BELOW, PAGE, figure, look
+from kwslib.figures import PAGE, figure, look
 from kwslib.io import read_json
 from kwslib.scores import paired_bootstrap
 from kwslib.tables import corpus_name, source
 
+NOISES = {"pink": "pink noise", "babble": "babble"}
 WAYS = {"windows": "windows", "carried": "carried state"}
 
 
@@ -34,6 +35,11 @@ def percent(part, spread=False):
     """Accuracy of an {accuracy, interval} in per cent, with its interval where asked for."""
     text = f"{100 * part['accuracy']:.2f}"
     return f"{text} [{100 * part['interval'][0]:.2f}–{100 * part['interval'][1]:.2f}]" if spread else text
+
+
+def chance(p):
+    """A bootstrap's p, never below what 10,000 draws can tell."""
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def right(entry):
@@ -60,7 +66,7 @@ def build(found, claims, chosen="mamba_light"):
     on = f", {corpus_name(entries)} (%)"
     tables["robustness"] = DataFrame({
         "model": name_of(e["model"], claims), "seed": str(e["seed"]), f"clean{on}": percent(e["clean"], True),
-        **{f"{kind}, 0 dB{on}": percent(by["0"]) for kind, by in e["snr"].items()},
+        **{f"{NOISES[kind]}, 0 dB{on}": percent(by["0"]) for kind, by in e["snr"].items()},
         f"200 ms late{on}": percent(e["shift"]["200"]), f"0.5 s, masked{on}": percent(e["cut"]["0.5"]["masked"]),
         f"0.5 s, padded{on}": percent(e["cut"]["0.5"]["padded"]), f"telephone{on}": percent(e["telephone"]),
         "calibration error": f"{e['calibration']['error']:.3f}", "temperature": f"{e['calibration']['temperature']:.2f}",
@@ -74,7 +80,7 @@ def build(found, claims, chosen="mamba_light"):
         tables["paired"] = DataFrame({
             "model": name_of(model, claims),
             f"{name_of(chosen, claims)} is better by (points)": f"{100 * c['difference']:+.2f}",
-            "95 % interval": f"{100 * c['interval'][0]:+.2f} to {100 * c['interval'][1]:+.2f}", "p": f"{c['p']:.3f}",
+            "95 % interval": f"{100 * c['interval'][0]:+.2f} to {100 * c['interval'][1]:+.2f}", "p": chance(c["p"]).removeprefix("= "),
             } for model, c in comparisons(entries, chosen).items()), (
             "Paired bootstrap over speakers, 10,000 draws, the same clips for both; p is two-sided and not corrected for the "
             f"number of comparisons. {about}")
@@ -109,18 +115,23 @@ def accuracy_lines(ax, entries, claims, values, xlabel, title):
     ax.set(xlabel=xlabel, title=title)
 
 
+def legend_below(fig, ax):
+    """`fig` with the legend of one of its axes under all of them."""
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return fig
+
+
 def conditions(entries, claims):
     """Accuracy against SNR in two noises, time shift, and what is left of the clip."""
-    fig, axes = figure(PAGE, 4.6, 2, 2, sharey=True)
+    fig, axes = figure(PAGE, 4.6, 2, 2, sharey="row")
     for ax, kind in zip(axes[0], entries[0]["snr"]):
-        accuracy_lines(ax, entries, claims, lambda e, k=kind: e["snr"][k], "SNR (dB)", kind)
+        accuracy_lines(ax, entries, claims, lambda e, k=kind: e["snr"][k], "SNR (dB)", NOISES[kind])
     accuracy_lines(axes[1, 0], entries, claims, lambda e: e["shift"], "shift (ms)", "time shift")
     accuracy_lines(axes[1, 1], entries, claims, lambda e: {s: c["masked"] for s, c in e["cut"].items()},
                    "loudest part kept (s)", "cut short, masked")
     for ax in axes[:, 0]:
         ax.set_ylabel("test accuracy (%)")
-    axes[1, 0].legend(**{**BELOW, "bbox_to_anchor": (1.0, -0.25), "ncols": 4})
-    return fig
+    return legend_below(fig, axes[1, 0])
 
 
 def confidence(entries, claims):
@@ -137,8 +148,7 @@ def confidence(entries, claims):
         axes[2].plot(100 * np.array(e["open_set"]["unknown_accepted"]), 100 * np.array(e["open_set"]["known_accepted"]),
                      **{**style, "marker": None})
     axes[2].set(xlabel="unknown words accepted (%)", ylabel="keywords accepted (%)", title="rejection", ylim=(50, 101))
-    axes[1].legend(**{**BELOW, "ncols": 4})
-    return fig
+    return legend_below(fig, axes[0])
 
 
 def alarms(streams, claims):
@@ -186,15 +196,22 @@ def findings(found, claims, chosen="mamba_light"):
         for model, c in comparisons(entries, chosen).items():
             verdict = "better than" if c["interval"][0] > 0 else "worse than" if c["interval"][1] < 0 else "not told apart from"
             lines.append(f"{name_of(chosen, claims)} is {verdict} {name_of(model, claims)}: {100 * c['difference']:+.2f} points "
-                         f"({100 * c['interval'][0]:+.2f} to {100 * c['interval'][1]:+.2f}, p = {c['p']:.3f}).")
+                         f"({100 * c['interval'][0]:+.2f} to {100 * c['interval'][1]:+.2f}, p {chance(c['p'])}).")
     for kind in entries[0]["snr"]:
         first = max(entries, key=lambda e: e["snr"][kind]["0"]["accuracy"])
         last = min(entries, key=lambda e: e["snr"][kind]["0"]["accuracy"])
-        lines.append(f"In {kind} at 0 dB, {name_of(first['model'], claims)} keeps {percent(first['snr'][kind]['0'])} %, "
+        lines.append(f"In {NOISES[kind]} at 0 dB, {name_of(first['model'], claims)} keeps {percent(first['snr'][kind]['0'])} %, "
                      f"{name_of(last['model'], claims)} {percent(last['snr'][kind]['0'])} %.")
-    for e in entries:
-        gain = e["cut"]["0.5"]["masked"]["accuracy"] - e["cut"]["0.5"]["padded"]["accuracy"]
-        lines.append(f"On half a second of sound, masking the padding changes {name_of(e['model'], claims)} by {100 * gain:+.2f} points.")
+    gains = sorted((100 * (e["cut"]["0.5"]["masked"]["accuracy"] - e["cut"]["0.5"]["padded"]["accuracy"]), name_of(e["model"], claims))
+                   for e in entries)
+    lines.append(f"On half a second of sound, masking the padding changes the accuracy by {gains[0][0]:+.2f} points "
+                 f"({gains[0][1]}) to {gains[-1][0]:+.2f} ({gains[-1][1]}).")
+    sure = sorted((e["calibration"]["error"], e["calibration"]["error_scaled"], name_of(e["model"], claims)) for e in entries)
+    lines.append(f"The calibration error goes from {sure[0][0]:.3f} ({sure[0][2]}) to {sure[-1][0]:.3f} ({sure[-1][2]}); with a temperature "
+                 f"fitted on validation it is at most {max(s[1] for s in sure):.3f}.")
+    if areas := sorted((e["open_set"]["area"], name_of(e["model"], claims)) for e in entries if "open_set" in e):
+        lines.append(f"By its confidence, {areas[-1][1]} tells unknown words apart best (area under the curve {areas[-1][0]:.3f}), "
+                     f"{areas[0][1]} worst ({areas[0][0]:.3f}).")
     for s in found["streaming"]:
         for way, w in s["ways"].items():
             if "test" in w:
