@@ -164,7 +164,7 @@ def profile_step(name, batch=64):
         optimizer.step()
 
     step()
-    with profile(activities=[ProfilerActivity.CPU]) as run:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as run:
         step()
         step()
     spent = dict.fromkeys([*KINDS, "other"], 0.0)
