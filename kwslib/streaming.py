@@ -46,17 +46,18 @@ class Stream:
         return len(self.wave) / SAMPLE_RATE / 3600
 
 
-def make_stream(corpus, keywords, split, hours, seed=0, words_a_minute=12, keyword_share=0.5, snr=(5.0, 25.0)):
+def make_stream(corpus, keywords, split, hours, seed=0, heard_others=True, words_a_minute=12, keyword_share=0.5,
+                snr=(5.0, 25.0)):
     """A Stream of `split`'s speakers: words at random moments without overlap, half of them keywords, over noise.
 
     Every word has the loudness that it was recorded with; the noise of each ten seconds lies `snr` dB below it on
-    average, drawn anew. Words that are no keyword come, for validation, from its and the training speakers, since
-    the model has not heard them either. Raises KwsError where the corpus has no such words, or no noise.
+    average, drawn anew. With `heard_others` false, other words come for validation from the training speakers too: the model
+    has heard none of them. Raises KwsError where the corpus has no such words, or no noise.
     """
     rng = np.random.default_rng([seed, len(split)])
     known = np.isin(corpus.words, keywords)
     inside = corpus.splits == split
-    outside = inside | (corpus.splits == "training") if split == "validation" else inside
+    outside = inside | (corpus.splits == "training") if split == "validation" and not heard_others else inside
     pools = [np.flatnonzero(inside & known), np.flatnonzero(outside & ~known)]
     if not all(map(len, pools)):
         raise KwsError(f"corpus {corpus.root} has no {'keywords' if not len(pools[0]) else 'other words'} in {split} "
@@ -125,24 +126,36 @@ def by_carried_state(spotter, wave, hop=HOP, piece=30.0, overlap=0.5):
     return model.head.classify(means).softmax(1).numpy(), (ends * step / SAMPLE_RATE).numpy()
 
 
+def smoothed(posteriors, times, labels, smooth=SMOOTH):
+    """Mean of the last `smooth` seconds of posteriors (steps, labels): the likeliest label's place and its mean, each (steps,).
+    The mean is 0 where that label stands for the unknown or silence."""
+    step = times[1] - times[0] if len(times) > 1 else 1.0
+    n = max(1, round(smooth / step))
+    sums = np.cumsum(np.vstack([np.zeros((n, posteriors.shape[1])), posteriors]), 0)
+    mean = (sums[n:] - sums[:-n]) / n
+    best = mean.argmax(1)
+    return best, np.where(np.isin(np.array(labels)[best], (UNKNOWN, SILENCE)), 0.0, mean.max(1))
+
+
 def detections(posteriors, times, labels, threshold, smooth=SMOOTH, refractory=REFRACTORY):
     """Post-processing: [(time s, label), …] from posteriors (steps, labels).
 
     Posteriors are averaged over the last `smooth` seconds; the likeliest label, where above `threshold` and no class
     of its own for the unknown or silence, is spotted; after that nothing is for `refractory` seconds.
     """
-    step = times[1] - times[0] if len(times) > 1 else 1.0
-    n = max(1, round(smooth / step))
-    sums = np.cumsum(np.vstack([np.zeros((n, posteriors.shape[1])), posteriors]), 0)
-    mean = (sums[n:] - sums[:-n]) / n
-    best = mean.argmax(1)
-    quiet = np.isin(np.array(labels)[best], (UNKNOWN, SILENCE))
+    best, score = smoothed(posteriors, times, labels, smooth)
     found, until = [], -np.inf
-    for i in np.flatnonzero((mean.max(1) > threshold) & ~quiet):
+    for i in np.flatnonzero(score > threshold):
         if times[i] >= until:
             found.append((float(times[i]), labels[best[i]]))
             until = times[i] + refractory
     return found
+
+
+def thresholds_of(posteriors, times, labels, n=60):
+    """About n thresholds, rising, that from every step to one step of a stream lies above, evenly on a logarithmic scale."""
+    _, score = smoothed(posteriors, times, labels)
+    return np.unique(np.quantile(score, 1 - np.geomspace(1, 1 / len(score), n)))
 
 
 def match(found, stream, latest=LATEST):
@@ -192,15 +205,15 @@ def operating_point(curve, alarms=ALARMS):
     return point
 
 
-def examine(checkpoint, corpus, hours=4.0, seed=0):
+def examine(checkpoint, corpus, hours=2.0, seed=0):
     """What streaming/<run>.json holds: for each way to listen, the curve and, at the validation's threshold, the test with
     a 95 % interval of its miss rate that resamples speakers."""
     spotter, corpus = load(checkpoint), load_corpus(corpus)
     keywords = [w for w in spotter.labels if w not in (UNKNOWN, SILENCE)]
-    streams = {split: make_stream(corpus, keywords, split, hours, seed) for split in ("validation", "testing")}
+    streams = {split: make_stream(corpus, keywords, split, hours, seed, UNKNOWN in spotter.labels)
+               for split in ("validation", "testing")}
     if not all(s.events for s in streams.values()):
         raise KwsError(f"no keyword falls into a stream of {hours:g} h; give more --hours")
-    thresholds = np.r_[np.linspace(0.1, 0.95, 18), 1 - np.geomspace(0.04, 1e-5, 24)]
     result = {"model": spotter.card["model"], "seed": spotter.card["recipe"]["seed"], "corpus": spotter.card["corpus"],
               "keywords": keywords, "labels": spotter.labels, "hours": hours, "post": {"smooth_s": SMOOTH, "refractory_s": REFRACTORY, "hop_s": HOP},
               "allowed_alarms_per_hour": ALARMS, "machine": machine(), "ways": {}}
@@ -210,6 +223,7 @@ def examine(checkpoint, corpus, hours=4.0, seed=0):
         except KwsError as e:
             result["ways"][name] = {"missing": str(e)}
             continue
+        thresholds = thresholds_of(*heard["validation"], spotter.labels)
         curves = {split: sweep(*heard[split], spotter.labels, streams[split], thresholds) for split in streams}
         chosen = operating_point(curves["validation"])
         test = next(p for p in curves["testing"] if p["threshold"] == chosen["threshold"])
@@ -225,7 +239,7 @@ def main():
     parser.add_argument("checkpoint", help="checkpoint file, or the folder that holds model.safetensors")
     parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
     parser.add_argument("--out", required=True, type=Path, help="file to write, such as results/subset/streaming/mamba_light-0.json")
-    parser.add_argument("--hours", type=float, default=4.0, help="length of each stream (default 4)")
+    parser.add_argument("--hours", type=float, default=2.0, help="length of each stream (default 2)")
     a = parser.parse_args()
     result = examine(a.checkpoint, a.corpus, a.hours)
     write_json(a.out, result)

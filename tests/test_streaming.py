@@ -9,7 +9,7 @@ import torch
 from kwslib import streaming
 from kwslib.benchmark import spotter_of
 from kwslib.io import KwsError
-from kwslib.streaming import Stream, count, detections, make_stream, match, operating_point, sweep
+from kwslib.streaming import Stream, count, detections, make_stream, match, operating_point, sweep, thresholds_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -99,6 +99,26 @@ def test_counts_by_hand():
 def test_counts_of_nothing():
     assert count([], stream_of([(1.0, 2.0, "yes")]))["miss_rate"] == 1
     assert count([(1.0, "yes")], stream_of([], 1.0))["alarms_per_hour"] == pytest.approx(1)
+
+
+def test_thresholds_reach_from_every_step_to_the_surest():
+    rng = np.random.default_rng(0)
+    p, times = rng.dirichlet([0.3] * 3, 5000), 0.1 * np.arange(5000)
+    tried = thresholds_of(p, times, LABELS)
+    score = streaming.smoothed(p, times, LABELS)[1]
+    above = [(score > t).sum() for t in tried]
+    assert above == sorted(above, reverse=True) and above[0] > 3000 and above[-1] <= 1 and len(tried) > 30
+    assert (score[np.array(LABELS)[streaming.smoothed(p, times, LABELS)[0]] == "_unknown_"] == 0).all()
+
+
+def test_words_that_were_heard_in_training_do_not_come_in_validation(corpus):
+    def others(heard):
+        stream = make_stream(corpus, ["yes", "no"], "validation", 0.1, 3, heard, keyword_share=0.0, snr=(60, 60))
+        peaks = {round(float(np.abs(stream.wave[i:i + 16000]).max()) * 32768) for i in range(0, len(stream.wave) - 16000, 8000)}
+        return {i for i in np.flatnonzero(corpus.words == "tree") if any(abs(8000 + 500 * i - peak) < 100 for peak in peaks)}
+
+    assert {corpus.splits[i] for i in others(True)} == {"validation"}
+    assert {corpus.splits[i] for i in others(False)} == {"validation", "training"}
 
 
 def test_operating_point_is_the_most_sensitive_that_is_allowed():
