@@ -95,7 +95,7 @@ def build(found, claims, chosen="mamba_light"):
             "false alarms/h, test": f"{w['test']['alarms_per_hour']:.2f}",
             "median delay (s)": f"{w['test']['delay_s']:.2f}" if w["test"]["delay_s"] is not None else "–",
             "missed at 10 false alarms/h, test (%)": f"{100 * missed_at(w['curve'], 10):.1f}",
-            "keywords": f"{w['test']['n']:,}", "speakers": w["test"]["speakers"]} for s, way, w in rows), (
+            "keywords": f"{w['test']['n']:,}", "speakers": f"{w['test']['speakers']:,}"} for s, way, w in rows), (
             f"Made streams of {s['hours']:g} h of held-out speakers: keywords among as many other words, background noise at 5 to "
             f"25 dB. The threshold is the lowest with at most {s['allowed_alarms_per_hour']} false alarms an hour on the validation "
             "stream, or the highest tried. Misses with a 95 % interval over speakers. The delay counts from the end of the "

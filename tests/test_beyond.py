@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import kwslib
-from kwslib import beyond, grid, robustness, search, ship, streaming
+from kwslib import beyond, grid, robustness, search, ship, streaming, tables
 from kwslib.io import KwsError, read_json, write_csv, write_json
 from kwslib.tables import load_claims
 
@@ -101,10 +101,13 @@ def test_streaming_of_a_model(trained):
     assert 0 <= low <= way["test"]["miss_rate"] <= high <= 1 and way["test"]["speakers"] == 4
 
 
-def test_tables_figures_and_findings(trained):
+def test_tables_figures_and_findings(trained, tmp_path):
     found, claims = beyond.load_beyond(trained), load_claims()
     built, drawn = beyond.build(found, claims), beyond.draw(found, claims)
     assert set(built) == {"robustness", "paired", "streaming"} and set(drawn) == {"conditions", "confidence", "streaming"}
+    for name, (df, caption) in built.items():
+        tables.write_table(df, tmp_path, name, caption)
+        assert len((tmp_path / f"{name}.md").read_text().splitlines()) == len(df) + 4
     accuracies = {e["model"]: e["clean"]["accuracy"] for e in found["robustness"]}
     df, caption = built["paired"]
     assert float(df.iloc[0, 1]) == pytest.approx(100 * (accuracies["mamba_light"] - accuracies["keyword_cnn"]), abs=0.01)
