@@ -167,7 +167,7 @@ def alarms(streams, claims):
                     look(s["model"], claims)["marker"], color=style["color"], clip_on=False)
     for ax, task in zip(axes[0], tasks):
         ax.set(xscale="log", xlabel="false alarms an hour (none: 0.1)", title=f"trained on {task}", ylim=(0, 100))
-        ax.legend(loc="upper right")
+        ax.legend(loc="lower left")
     axes[0, 0].set_ylabel("keywords missed (%)")
     return fig
 
