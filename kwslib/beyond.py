@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import stdev
 
 import numpy as np
 
@@ -31,9 +32,9 @@ def task_of(stream):
     return ", ".join([f"{len(stream['keywords'])} words", *more])
 
 
-def percent(part, spread=False):
-    """Accuracy of an {accuracy, interval} in per cent, with its interval where asked for."""
-    text = f"{100 * part['accuracy']:.2f}"
+def percent(part, std=None, spread=False):
+    """Accuracy of an {accuracy, interval} in per cent, with its standard deviation over seeds and its interval where asked for."""
+    text = f"{100 * part['accuracy']:.2f}" + (f" ± {100 * std:.2f}" if std is not None else "")
     return f"{text} [{100 * part['interval'][0]:.2f}–{100 * part['interval'][1]:.2f}]" if spread else text
 
 
@@ -46,13 +47,35 @@ def right(entry):
     return np.array(entry["predictions"]) == np.array(entry["targets"])
 
 
+def averaged(values):
+    """The mean of results of the same shape, number by number; of texts and of lists of other things the first."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: averaged([v[key] for v in values if key in v]) for key in first}
+    if isinstance(first, list) and first and all(isinstance(v, list) and len(v) == len(first) for v in values) and isinstance(first[0], float):
+        return [averaged(column) for column in zip(*values)]
+    return sum(values) / len(values) if isinstance(first, float) else first
+
+
+def over_seeds(entries):
+    """One entry for each model, the mean over its seeds, with "seeds" (how many) and "std" (of the clean accuracies, or None).
+
+    The intervals are the means of the seeds' own; the reliability diagrams are the first seed's.
+    """
+    by_model = {}
+    for entry in entries:
+        by_model.setdefault(entry["model"], []).append(entry)
+    return [averaged(own) | {"seeds": len(own), "std": stdev(e["clean"]["accuracy"] for e in own) if len(own) > 1 else None}
+            for own in by_model.values()]
+
+
 def comparisons(entries, chosen):
     """`chosen` against every other model, on the same clips, by a paired bootstrap over speakers; seeds are averaged."""
     by_model = {}
     for entry in entries:
         by_model.setdefault(entry["model"], []).append(right(entry))
     ours = np.mean(by_model[chosen], 0)
-    return {model: paired_bootstrap(ours, np.mean(hits, 0), entries[0]["speakers"])
+    return {model: paired_bootstrap(ours, np.mean(hits, 0), entries[0]["speakers"]) | {"seeds": [len(by_model[chosen]), len(hits)]}
             for model, hits in by_model.items() if model != chosen}
 
 
@@ -61,18 +84,19 @@ def build(found, claims, chosen="mamba_light"):
     from pandas import DataFrame
 
     entries, streams, tables = found["robustness"], found["streaming"], {}
-    clean = entries[0]["clean"]
-    about = f"{source(entries)} n = {clean['n']:,} test clips of {clean['speakers']:,} speakers; 95 % intervals over speakers."
+    clean, means = entries[0]["clean"], over_seeds(entries)
+    about = (f"{source(entries)} n = {clean['n']:,} test clips of {clean['speakers']:,} speakers; means over the seeds of each model, "
+             "± standard deviation; 95 % intervals over speakers.")
     on = f", {corpus_name(entries)} (%)"
     tables["robustness"] = DataFrame({
-        "model": name_of(e["model"], claims), "seed": str(e["seed"]), f"clean{on}": percent(e["clean"], True),
+        "model": name_of(e["model"], claims), "seeds": str(e["seeds"]), f"clean{on}": percent(e["clean"], e["std"], True),
         **{f"{NOISES[kind]}, 0 dB{on}": percent(by["0"]) for kind, by in e["snr"].items()},
         f"200 ms late{on}": percent(e["shift"]["200"]), f"0.5 s, masked{on}": percent(e["cut"]["0.5"]["masked"]),
         f"0.5 s, padded{on}": percent(e["cut"]["0.5"]["padded"]), f"telephone{on}": percent(e["telephone"]),
         "calibration error": f"{e['calibration']['error']:.3f}", "temperature": f"{e['calibration']['temperature']:.2f}",
         "error at that temperature": f"{e['calibration']['error_scaled']:.3f}",
         "area, unknown words": f"{e['open_set']['area']:.3f}" if "open_set" in e else "–",
-        } for e in entries), (
+        } for e in means), (
         "Accuracy under conditions not trained for, calibration, and rejection of words never heard. Pink noise and "
         "babble of six other voices; only the loudest half second, the rest masked or left as silence; 300 to 3,400 Hz "
         f"and 8-bit µ-law at 8 kHz. {about}")
@@ -81,8 +105,9 @@ def build(found, claims, chosen="mamba_light"):
             "model": name_of(model, claims),
             f"{name_of(chosen, claims)} is better by (points)": f"{100 * c['difference']:+.2f}",
             "95 % interval": f"{100 * c['interval'][0]:+.2f} to {100 * c['interval'][1]:+.2f}", "p": chance(c["p"]).removeprefix("= "),
+            f"seeds of {name_of(chosen, claims)} and of the model": "{} and {}".format(*c["seeds"]),
             } for model, c in comparisons(entries, chosen).items()), (
-            "Paired bootstrap over speakers, 10,000 draws, the same clips for both; p is two-sided and not corrected for the "
+            "Paired bootstrap over speakers, 10,000 draws, the same clips for both, each clip's mean over the seeds, which are not resampled; p is two-sided and not corrected for the "
             f"number of comparisons. {about}")
     rows = [(s, way, w) for s in streams for way, w in s["ways"].items() if "test" in w]
     if rows:
@@ -174,8 +199,9 @@ def alarms(streams, claims):
 
 def draw(found, claims):
     """name -> (figure, caption)."""
-    entries, streams = found["robustness"], found["streaming"]
-    about = f"{source(entries)} n = {entries[0]['clean']['n']:,} test clips; one seed of each model unless the table says more."
+    entries, streams = over_seeds(found["robustness"]), found["streaming"]
+    several = f"means over {entries[0]['seeds']} seeds" if len({e["seeds"] for e in entries}) == 1 else "means over the seeds that the table counts"
+    about = f"{source(entries)} n = {entries[0]['clean']['n']:,} test clips; {several if max(e['seeds'] for e in entries) > 1 else 'one seed'}."
     figures = {
         "conditions": (conditions(entries, claims), f"Accuracy under conditions that were not trained for. {about}"),
         "confidence": (confidence(entries, claims), "Is the confidence true, and does it tell unknown words apart? The "
@@ -188,12 +214,12 @@ def draw(found, claims):
 
 def findings(found, claims, chosen="mamba_light"):
     """Sentences, each with its numbers, in Markdown: also those that speak against us."""
-    entries, lines = found["robustness"], []
+    entries, lines = over_seeds(found["robustness"]), []
     best = max(entries, key=lambda e: e["clean"]["accuracy"])
-    lines.append(f"The highest test accuracy here is that of {name_of(best['model'], claims)}, {percent(best['clean'], True)} % "
-                 f"(n = {best['clean']['n']:,}).")
+    lines.append(f"The highest test accuracy here is that of {name_of(best['model'], claims)}, {percent(best['clean'], best['std'], True)} % "
+                 f"(n = {best['clean']['n']:,}; seeds: {best['seeds']}).")
     if any(e["model"] == chosen for e in entries):
-        for model, c in comparisons(entries, chosen).items():
+        for model, c in comparisons(found["robustness"], chosen).items():
             verdict = "better than" if c["interval"][0] > 0 else "worse than" if c["interval"][1] < 0 else "not told apart from"
             lines.append(f"{name_of(chosen, claims)} is {verdict} {name_of(model, claims)}: {100 * c['difference']:+.2f} points "
                          f"({100 * c['interval'][0]:+.2f} to {100 * c['interval'][1]:+.2f}, p {chance(c['p'])}).")

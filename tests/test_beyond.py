@@ -117,6 +117,26 @@ def test_tables_figures_and_findings(trained, tmp_path):
     assert all("n = 24" in caption for name, (_, caption) in drawn.items() if name != "streaming")
 
 
+def test_seeds_are_averaged_and_counted(trained):
+    found, claims = beyond.load_beyond(trained), load_claims()
+    light = next(e for e in found["robustness"] if e["model"] == "mamba_light")
+    worse = json.loads(json.dumps(light)) | {"seed": 1, "predictions": [1 - t for t in light["targets"]]}
+    worse["clean"] |= {"accuracy": 0.0, "interval": [0.0, 0.0]}
+    both = beyond.over_seeds([light, worse])
+    assert len(both) == 1 and both[0]["seeds"] == 2 and both[0]["clean"]["n"] == 24
+    accuracy = light["clean"]["accuracy"]
+    assert both[0]["clean"]["accuracy"] == pytest.approx(accuracy / 2) and both[0]["std"] == pytest.approx(accuracy / 2**0.5)
+    assert both[0]["clean"]["interval"] == pytest.approx([x / 2 for x in light["clean"]["interval"]])
+    assert both[0]["snr"] == light["snr"] and beyond.over_seeds([light])[0]["std"] is None
+    several = {**found, "robustness": [*found["robustness"], worse]}
+    df, _ = beyond.build(several, claims)["robustness"]
+    assert list(df["seeds"]) == ["1", "2"] and f"{50 * accuracy:.2f} ± {100 * accuracy / 2**0.5:.2f}" in df.iloc[1, 2]
+    cnn = next(e for e in found["robustness"] if e["model"] == "keyword_cnn")
+    paired, _ = beyond.build(several, claims)["paired"]
+    assert float(paired.iloc[0, 1]) == pytest.approx(100 * (accuracy / 2 - cnn["clean"]["accuracy"]), abs=0.01)
+    assert paired.iloc[0, -1] == "2 and 1" and "seeds: " in beyond.findings(several, claims)
+
+
 def test_a_shipped_model_is_small_and_says_what_it_is(trained, corpus, tmp_path):
     kept = ship.ship(trained / "checkpoints/mamba_light-0", trained, corpus, tmp_path)
     assert abs(kept["full"] - kept["half"]) <= ship.MOST
