@@ -41,6 +41,9 @@ class Config:
     warmup: float = 0.12  # share of the steps with linearly rising learning rate
     final_lr: float = 0.005  # last learning rate, as a share of the peak
     ema: float = 0.0  # share of the average of the weights that a step keeps, 0: no average is taken
+    teachers: list = field(default_factory=list)  # checkpoints whose posteriors are learned too (kwslib.distil)
+    distillation: float = 0.5  # the teachers' share of the targets
+    temperature: float = 2.0  # of the teachers' softmax
     mixup: float = 0.0  # alpha of the Beta distribution that mixes pairs of clips, 0: none are mixed
     # augmentation (kwslib.augment)
     freq_mask: list = field(default_factory=lambda: [2, 12])  # number, largest width in bands
@@ -72,6 +75,9 @@ class Config:
         for name in ("epochs", "batch_size", "lr", "grad_clip", "hop_length", "n_fft"):
             if not getattr(self, name) > 0:
                 raise KwsError(f"config key {name} is {getattr(self, name)!r}; it must be above 0")
+        if self.teachers and not (0 <= self.distillation <= 1 and self.temperature > 0):
+            raise KwsError(f"config keys distillation and temperature are {self.distillation} and {self.temperature}; the first is a "
+                           "share from 0 to 1, the second above 0")
         if self.precision not in ("auto", "bf16", "fp32"):
             raise KwsError(f"config key precision is {self.precision!r}; it must be auto, bf16 or fp32")
 
@@ -83,7 +89,7 @@ def checked(name, value, kind):
         return None
     for option in options:
         if option is list and isinstance(value, (list, tuple)):
-            return list(value)
+            return [str(v) if isinstance(v, Path) else v for v in value]
         if option in (int, float) and not isinstance(value, bool):
             if isinstance(value, (int, float)) and (option is float or float(value).is_integer()):
                 return option(value)
@@ -171,16 +177,16 @@ class Profile:
 
     path: the parameter file. root: the repository's folder. Keys: profile, corpus {source, options}, task, variants,
     seeds, train (overrides of every recipe), each (further overrides of some, by variant), benchmark (options of
-    kwslib.benchmark), and for a search trials (kwslib.search). The profile `tiny`, which the tests run, keeps
+    kwslib.benchmark), and for a search trials, and taught, the trials that need other runs' checkpoints (kwslib.search). The profile `tiny`, which the tests run, keeps
     everything under tmp/.
     """
 
     KEYS = {"profile": str, "root": str, "params": str, "corpus": dict, "task": (str, list), "variants": list,
-            "seeds": list, "train": dict, "each": dict, "benchmark": dict, "trials": dict}
+            "seeds": list, "train": dict, "each": dict, "benchmark": dict, "trials": dict, "taught": dict}
 
     def __init__(self, path, root="."):
         values = read_yaml(path, "parameter file", "the profiles are params.yaml and profiles/")
-        values.setdefault("trials", {})
+        values = {"trials": {}, "taught": {}, **values}
         for key, kind in self.KEYS.items():
             if not isinstance(values.get(key), kind):
                 raise KwsError(f"parameter file {path}: key {key} is {values.get(key)!r}, which is missing or of the wrong type")

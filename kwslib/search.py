@@ -21,9 +21,10 @@ from kwslib.train import train
 def run_trial(params, name, root="."):
     """Train trial `name` of a parameter file; returns what it writes to <results>/trials/<name>.json."""
     profile = Profile(params, root)
-    if name not in profile.trials:
-        raise KwsError(f"trial {name!r} is not in {params}; it has {', '.join(profile.trials)}")
-    changes = dict(profile.trials[name])
+    trials = profile.trials | profile.taught
+    if name not in trials:
+        raise KwsError(f"trial {name!r} is not in {params}; it has {', '.join(trials)}")
+    changes = dict(trials[name])
     variant, seed = changes.pop("variant", profile.variants[0]), changes.pop("seed", profile.seeds[0])
     config = profile.config(variant, seed, out=profile.checkpoints / name, **changes)
     card = train(config)

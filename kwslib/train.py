@@ -27,9 +27,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from kwslib.augment import Augment, SpecMask
-from kwslib.config import load_config, parse_overrides
+from kwslib.config import Config, load_config, parse_overrides
 from kwslib.corpus import load_corpus
 from kwslib.data import Batches
+from kwslib.distil import soft_targets
 from kwslib.features import Normalise
 from kwslib.io import KwsError, cli, keep_memory, replacing, write_csv
 from kwslib.models import build
@@ -95,6 +96,8 @@ def train(config, progress=True):
                       config.background_probability, config.speed)
     mask = SpecMask(config.freq_mask, config.time_mask)
     batches = Batches(training, frontend, normalise, config.batch_size, device, augment, mask, config.seed, rank, world)
+    if config.teachers:
+        batches.targets = soft_targets(config.teachers, training, config.distillation, config.temperature, device).to(device)
     checks = Batches(validation, frontend, normalise, 256, device)
     parallel = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
     schedule = Schedule(config, len(batches))
@@ -175,7 +178,8 @@ def train_epoch(model, optimizer, batches, epoch, config, schedule, lr_scale, au
         if average is not None:
             average.update(model.module if hasattr(model, "module") else model)
         with torch.no_grad():
-            total += torch.stack([loss * len(targets), (logits.argmax(1) == targets).sum(), loss.new_tensor(len(targets))])
+            true = targets.argmax(1) if targets.dim() > 1 else targets  # a teacher's targets are probabilities
+            total += torch.stack([loss * len(targets), (logits.argmax(1) == true).sum(), loss.new_tensor(len(targets))])
         if bar is not None:
             bar.update()
             if i % 10 == 9:
@@ -203,7 +207,9 @@ def evaluate(model, batches, autocast=False):
 
 
 def same_run(saved, card):
-    return saved["recipe"] == card["recipe"] and saved["corpus"]["checksum"] == card["corpus"]["checksum"]
+    """Whether recipe and corpus are the same; a key that was not known when `saved` was written had its default."""
+    defaults = dataclasses.asdict(Config())
+    return {k: defaults[k] for k in card["recipe"]} | saved["recipe"] == card["recipe"] and saved["corpus"]["checksum"] == card["corpus"]["checksum"]
 
 
 def save_resume(path, run, model, best, optimizer, average):

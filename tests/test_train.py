@@ -18,8 +18,10 @@ from kwslib import io as kws_io
 from kwslib import train as training
 from kwslib.config import Config
 from kwslib.corpus import load_corpus
+from kwslib.distil import soft_targets
 from kwslib.io import KwsError, read_csv, write_csv, write_json
-from kwslib.spotter import read_checkpoint
+from kwslib.spotter import load, read_checkpoint, save_checkpoint
+from kwslib.tasks import select
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = {"high": 2400, "low": 300, "middle": 900}
@@ -152,6 +154,43 @@ def test_a_loss_that_is_no_number_is_told(corpus, tmp_path):
     with pytest.raises(KwsError, match="the loss is not a number in epoch .; lower lr"):
         run(corpus, tmp_path / "run", lr=1e30, grad_clip=1e30, freq_mask=[0, 0])
     assert not (tmp_path / "run" / "model.safetensors").exists() or read_checkpoint(tmp_path / "run")
+
+
+# -- distillation
+
+
+def test_soft_targets_are_the_words_and_the_teachers_mean(corpus, finished):
+    split = select(load_corpus(corpus), "all", "training")
+    hot = torch.nn.functional.one_hot(split.targets, 3).float()
+    assert torch.equal(soft_targets([finished[0]], split, 0.0, 2.0), hot)
+    teacher = load(finished[0])
+    said = teacher.logits(split.waves / 32768, split.samples)
+    torch.testing.assert_close(soft_targets([finished[0]], split, 1.0, 1.0), said.softmax(1), rtol=0, atol=1e-3)
+    mixed = soft_targets([finished[0], finished[0]], split, 0.25, 4.0)
+    torch.testing.assert_close(mixed, 0.75 * hot + 0.25 * (said / 4).softmax(1), rtol=0, atol=1e-3)
+
+
+def test_a_student_learns_what_its_teacher_says(corpus, tmp_path, finished):
+    weights, card = read_checkpoint(finished[0])
+    last = [k for k, v in weights.items() if v.shape[:1] == (3,)]
+    assert last  # a teacher that calls each word by the next one's name
+    save_checkpoint(tmp_path / "wrong" / "model.safetensors", {k: v.roll(1, 0) if k in last else v for k, v in weights.items()}, card)
+    taught = dict(epochs=6, teachers=[tmp_path / "wrong"], temperature=1.0)
+    assert run(corpus, tmp_path / "believes", distillation=1.0, **taught)["validation"]["accuracy"] < 0.35
+    assert run(corpus, tmp_path / "doubts", distillation=0.1, **taught)["validation"]["accuracy"] > 0.8
+
+
+def test_a_teacher_of_other_words_is_refused(corpus, tmp_path, finished):
+    with pytest.raises(KwsError, match="tells 3 labels apart, which are not the 2 of this task"):
+        run(corpus, tmp_path, task=["high", "low"], teachers=[finished[0]])
+    with pytest.raises(KwsError, match="a share from 0 to 1"):
+        recipe(corpus, tmp_path, teachers=[finished[0]], distillation=1.5)
+
+
+def test_a_checkpoint_from_before_a_key_was_known_is_the_same_run(finished):
+    card = finished[1]
+    older = {**card, "recipe": {k: v for k, v in card["recipe"].items() if k not in ("teachers", "mixup")}}
+    assert training.same_run(older, card) and not training.same_run(older, {**card, "recipe": {**card["recipe"], "mixup": 0.2}})
 
 
 # -- what lies in the folder
