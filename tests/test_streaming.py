@@ -70,11 +70,18 @@ def test_detections_smooth_and_rest():
     words = ["_unknown_"] * 5 + ["yes"] * 4 + ["_unknown_"] * 5 + ["no"] + ["_unknown_"] * 9
     times = 1 + 0.1 * np.arange(len(words))
     p = posteriors(words, tuple(LABELS))
-    assert detections(p, times, LABELS, 0.8) == [(pytest.approx(1.6), "yes")]  # the second step of yes; one of no is too few
-    assert [w for _, w in detections(p, times, LABELS, 0.8, smooth=0.1)] == ["yes", "no"]
-    assert [w for _, w in detections(p, times, LABELS, 0.8, smooth=0.1, refractory=0.2)] == ["yes", "yes", "no"]
-    assert [w for _, w in detections(p, times, LABELS, 0.8, smooth=0.1, refractory=2)] == ["yes"]
+    assert detections(p, times, LABELS, 0.8, 0.2, 0.8) == [(pytest.approx(1.6), "yes")]  # the second step of yes; one of no is too few
+    assert [w for _, w in detections(p, times, LABELS, 0.8, 0.1, 0.8)] == ["yes", "no"]
+    assert [w for _, w in detections(p, times, LABELS, 0.8, 0.1, refractory=0.2)] == ["yes", "yes", "no"]
+    assert [w for _, w in detections(p, times, LABELS, 0.8, 0.1, refractory=2)] == ["yes"]
     assert detections(p, times, LABELS, 0.95, smooth=0.1) == []
+
+
+def test_a_word_is_spotted_once_while_the_window_holds_it():
+    words = ["_unknown_"] * 10 + ["yes"] * 14 + ["_unknown_"] * 20  # a window of a second meets a word of half a second
+    p = posteriors(words, tuple(LABELS))
+    assert len(detections(p, np.arange(len(words)) / 10, LABELS, 0.5)) == 1
+    assert len(detections(p, np.arange(len(words)) / 10, LABELS, 0.5, refractory=0.8)) == 2
 
 
 def test_unknown_is_never_spotted():
@@ -88,9 +95,9 @@ def stream_of(events, hours=0.5):
 
 def test_counts_by_hand():
     stream = stream_of([(10.0, 11.0, "yes"), (20.0, 20.6, "no"), (30.0, 31.0, "yes"), (40.0, 41.0, "no")])
-    found = [(10.9, "yes"), (11.2, "yes"), (20.9, "yes"), (31.6, "yes"), (40.2, "no"), (50.0, "no")]
+    found = [(10.9, "yes"), (11.2, "yes"), (20.9, "yes"), (32.1, "yes"), (40.2, "no"), (50.0, "no")]
     result = count(found, stream)
-    # spotted: the first yes and the last no; late: 31.6; wrong word: 20.9; twice: 11.2; nothing there: 50
+    # spotted: the first yes and the last no; late: 32.1; wrong word: 20.9; twice: 11.2; nothing there: 50
     assert result["miss_rate"] == 0.5 and result["alarms_per_hour"] == pytest.approx(4 / 0.5)
     assert match(found, stream) == [pytest.approx(-0.1), None, None, pytest.approx(-0.8)] and result["false_alarms"] == 4
     assert result["delay_s"] == pytest.approx(np.median([-0.1, -0.8])) and result["n"] == 4
