@@ -78,10 +78,11 @@ def describe(runs):
     if not runs:
         return "No run has finished yet."
     test, epochs = runs[0]["test"], sorted({run["training"]["epochs"] for run in runs})
-    several = len({run["seed"] for run in runs}) > 1
+    seeds = {sum(run["model"] == model for run in runs) for model in {run["model"] for run in runs}}
+    several = "one seed" if seeds == {1} else "mean ± standard deviation over seeds" + (", one seed where no deviation stands" if 1 in seeds else "")
     return (f"{source(runs)} n = {test['n']:,} test clips of {test['speakers']:,} speakers, "
             f"{len(runs[0]['labels'])} classes; {' to '.join(map(str, sorted({epochs[0], epochs[-1]})))} epochs of training; "
-            f"{'mean ± standard deviation over seeds' if several else 'one seed'}; "
+            f"{several}; "
             "95 % intervals over the choice of speakers.")
 
 
@@ -188,7 +189,7 @@ def build_tables(runs, benchmark, claims):
         f"Claimed beside measured. {paper['accuracy_kind']} {paper['labels']} Claimed and measured accuracy "
         f"are of different clips: do not compare them. {about}")
     tables["comparison"] = table(rows, {
-        "model": "name", "parameters": "parameters", "MACs, 1 s of audio (M)": "macs", **measured,
+        "model": "name", "parameters": "parameters", "MACs, 1 s of audio (M)": "macs", **measured, "seeds": "seeds",
         f"macro-F1, {corpus} test (%)": "test.macro_f1", **common,
         "CPU latency p50, 1 thread (ms)": "latency_ms.1.p50", **dict(fastest[-1:]),
         "training clips/s": "training.clips_per_second",

@@ -118,6 +118,7 @@ def test_models_without_result_are_listed_as_not_run(built, claims):
 def test_comparison_and_timings_are_those_of_the_files(built):
     small = row(built["comparison"], "Mamba-Mel Small")
     assert list(small[["parameters", "MACs, 1 s of audio (M)"]]) == ["461,091", "95.4"]
+    assert small["seeds"] == "2" and row(built["comparison"], "MobileNetV2 0.35")["seeds"] == "1"
     assert small["training clips/s"] == "1,234" and small["training minutes"] == "1.50"
     assert small["macro-F1, synthetic corpus “beeps” test (%)"] == "91.00"
     speed = row(built["benchmark"], "Mamba-Mel Small")
@@ -132,6 +133,8 @@ def test_a_synthetic_corpus_is_named_so_in_every_caption_and_measured_column(bui
         df, caption = built[name]
         assert "synthetic corpus “beeps”" in caption and "n = 60 test clips of 7 speakers" in caption
         assert all("synthetic" in c for c in df.columns if is_measured(c))
+    assert "; mean ± standard deviation over seeds, one seed where no deviation stands;" in built["comparison"][1]
+    assert "; one seed;" in built["per_word"][1]
     assert "MobileNetV2 0.35, seed 0" in built["per_word"][1]  # best on validation
     assert list(row(built["per_word"], "go")) == ["81.25", "75.12", "20"]
 
