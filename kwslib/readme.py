@@ -64,7 +64,7 @@ def main(argv=None):
             }
         else:
             runs, benchmark = tables.load_runs(folder), tables.load_benchmark(folder)
-            found, texts = tables.build_tables(runs, benchmark, claims), readme_numbers(runs, benchmark, claims)
+            found, texts = tables.build_tables(runs, benchmark, claims, tables.whole_corpus(folder)), readme_numbers(runs, benchmark, claims)
             if (further := beyond.load_beyond(folder))["robustness"]:
                 found |= beyond.build(further, claims)
                 texts["findings"] = f"\n{beyond.findings(further, claims)}\n"

@@ -48,6 +48,12 @@ def load_runs(results_dir):
     return sorted(runs, key=lambda run: (run["model"], run["seed"]))
 
 
+def whole_corpus(results_dir):
+    """The runs on all of Speech Commands, of profile `paper` beside a results folder: an empty list until somebody has run it."""
+    folder = Path(results_dir).parent / "paper"
+    return load_runs(folder) if folder.is_dir() else []
+
+
 def load_benchmark(results_dir):
     """The content of benchmark.json, or None where nothing has been timed."""
     path = Path(results_dir) / "benchmark.json"
@@ -172,8 +178,11 @@ def fitted(values):
     return "–".join(str(values["fitted_over"][end]) for end in (0, -1)) if values.get("fitted_over") else None
 
 
-def build_tables(runs, benchmark, claims):
-    """name -> (DataFrame, caption): variants, comparison, rivals, benchmark; per_word, length if measured."""
+def build_tables(runs, benchmark, claims, whole=()):
+    """name -> (DataFrame, caption): variants, comparison, rivals, benchmark; per_word, length if measured.
+
+    whole: the runs of `whole_corpus`, which have a column of their own in the variants.
+    """
     facts, corpus, paper = collect(runs, benchmark, claims), corpus_name(runs), claims["paper"]
     about, timed, rows = describe(runs), timed_on(benchmark), list(facts.values())
     measured = {f"measured accuracy, {corpus} test (%)": "test.accuracy", "95 % interval": "interval"}
@@ -181,13 +190,17 @@ def build_tables(runs, benchmark, claims):
     fastest = [(f"CPU {heading}", key) for heading, key in timings.items() if key.startswith("throughput")]
     least = {run["test_common"]["minimum_training_clips"] for run in runs if run.get("test_common")}
     common = {f"accuracy, {corpus} test, words of {n}+ training clips (%)": "common" for n in least}
+    for row in rows:
+        row["whole"] = "not run"
+    for model, own in collect(whole, None, claims).items():
+        facts[model]["whole"] = shown(own, "test.accuracy")
     tables = {}
     tables["variants"] = table([row for row in rows if "reason" in row], {
         "model": "name", "claimed parameters": "claimed.parameters", "true parameters": "true",
         "counted here": "counted", "claimed accuracy, V2-35 validation (%)": "claimed.accuracy", **measured,
-        "test clips": "test.n", "seeds": "seeds", "why they differ": "reason"}), (
+        "test clips": "test.n", "seeds": "seeds", "test accuracy, all of Speech Commands V2, 35 words (%)": "whole", "why they differ": "reason"}), (
         f"Claimed beside measured. {paper['accuracy_kind']} {paper['labels']} Claimed and measured accuracy "
-        f"are of different clips: do not compare them. {about}")
+        f"are of different clips: do not compare them. All of Speech Commands: profile paper. {about}")
     tables["comparison"] = table(rows, {
         "model": "name", "parameters": "parameters", "MACs, 1 s of audio (M)": "macs", **measured, "seeds": "seeds",
         f"macro-F1, {corpus} test (%)": "test.macro_f1", **common,

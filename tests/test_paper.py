@@ -157,6 +157,16 @@ def test_real_clips_carry_their_attribution_and_no_word_of_synthesis(tmp_path, c
     assert set(row(made["benchmark"], "RetNet-KWS")) == {"–"} and "length" not in made
 
 
+def test_all_of_the_corpus_has_a_column_of_its_own(results, tmp_path, claims):
+    column = "test accuracy, all of Speech Commands V2, 35 words (%)"
+    a_folder(tmp_path / "paper", [a_run("mamba_mel_small", seed, accuracy, synthetic=False) for seed, accuracy in ((0, 0.95), (1, 0.96))])
+    for folder, shown in ((results, "not run"), (tmp_path / "subset", "95.50 ± 0.71")):
+        made = tables.build_tables(tables.load_runs(results), None, claims, tables.whole_corpus(folder))
+        small = row(made["variants"], "Mamba-Mel Small")
+        assert small[column] == shown and small["measured accuracy, synthetic corpus “beeps” test (%)"] == "92.00 ± 2.83"
+        assert row(made["variants"], "RetNet-KWS")[column] == "not run"
+
+
 def test_no_results_at_all_still_give_tables(tmp_path, claims):
     (tmp_path / "none").mkdir()
     made = tables.build_tables(tables.load_runs(tmp_path / "none"), None, claims)
