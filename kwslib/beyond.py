@@ -107,8 +107,8 @@ def build(found, claims, chosen="mamba_light"):
             "95 % interval": f"{100 * c['interval'][0]:+.2f} to {100 * c['interval'][1]:+.2f}", "p": chance(c["p"]).removeprefix("= "),
             f"seeds of {name_of(chosen, claims)} and of the model": "{} and {}".format(*c["seeds"]),
             } for model, c in comparisons(entries, chosen).items()), (
-            "Paired bootstrap over speakers, 10,000 draws, the same clips for both, each clip's mean over the seeds, which are not resampled; p is two-sided and not corrected for the "
-            f"number of comparisons. {about}")
+            "Paired bootstrap over speakers, 10,000 draws, the same clips for both, each clip's mean over the seeds, which are not "
+            f"resampled; p is two-sided and not corrected for the number of comparisons. {about}")
     rows = [(s, way, w) for s in streams for way, w in s["ways"].items() if "test" in w]
     if rows:
         s = streams[0]
