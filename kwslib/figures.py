@@ -27,6 +27,7 @@ FAMILIES = {"mamba_mel": ("#0072B2", "o", "Mamba-Mel"), "mamba_mfcc": ("#E69F00"
             "bc_resnet": ("#56B4E9", "X", "BC-ResNet"), "matchboxnet": ("#8C564B", "h", "MatchboxNet"),
             "ds_cnn": ("#999933", "p", "DS-CNN"), "keyword_cnn": ("#777777", "P", "CNN")}
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25), "handlelength": 3}  # a legend off the data
+FAR = 20  # points of accuracy: what lies further below the best is named at the axis's end
 LINES = {"small": "-", "medium": "--", "large": ":", "075": "--", "035": ":", "1": "-."}
 
 
@@ -135,6 +136,8 @@ def label_points(ax, points):
 def accuracy_against(runs, claims, quantity="parameters"):
     """Test accuracy against "parameters" or "macs": measured (filled), published (hollow), claimed (crosses).
 
+    A measured accuracy far below the best is an arrow with its number.
+
     No MACs are published: published and claimed figures then stand at the MACs counted here, if run here.
     """
     from matplotlib.lines import Line2D
@@ -143,7 +146,7 @@ def accuracy_against(runs, claims, quantity="parameters"):
     same = is_v2_35(runs, claims)
     fig, axes = figure(PAGE, 4.4 if same else 3.2, 1, 1 if same else 2, squeeze=False)
     ours, theirs, facts = axes[0, 0], axes[0, -1], tables.collect(runs, None, claims)
-    marks, points = [], []  # points that carry a label; measured ones are told by colour and marker
+    marks, points, measured = [], [], []  # points that carry a label; measured ones are told by colour and marker
     for family, (colour, marker, name) in FAMILIES.items():
         own = sorted((f[quantity], 100 * f["test.accuracy"], *(100 * end for end in f["interval"]))
                      for model, f in facts.items() if family_of(model) == family and "test.accuracy" in f)
@@ -153,6 +156,7 @@ def accuracy_against(runs, claims, quantity="parameters"):
             ours.plot(x, y, color=colour, linewidth=0.6, alpha=0.6)
             marks.append(Line2D([], [], marker=marker, color=colour, linestyle="", label=f"{name}, measured"))
             points += [(point[0], level, "", colour) for point in own for level in point[1:] if same]
+            measured += [(*point[:2], name, colour) for point in own]
     for model, entry in claims["models"].items():
         claimed, x = entry["claimed"] or {}, facts[model].get("macs")
         if quantity == "parameters":  # where no count is claimed, the true one
@@ -173,6 +177,12 @@ def accuracy_against(runs, claims, quantity="parameters"):
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         ax.xaxis.set_major_formatter(EngFormatter())
         ax.xaxis.set_minor_formatter(NullFormatter())
+    floor = max((m[1] for m in measured), default=0) - FAR
+    if not same and any(m[1] < floor for m in measured):  # who lies far below would press all others together
+        ours.set_ylim(floor, 101)
+        for x, y, name, colour in (m for m in measured if m[1] < floor):
+            ours.annotate(f"{name} {y:.1f}", (x, floor), (0, 16), textcoords="offset points", ha="center", fontsize=6, color=colour,
+                          arrowprops={"arrowstyle": "->", "color": colour})
     grey = {"color": "0.3", "linestyle": "", "markerfacecolor": "none"}
     marks += [Line2D([], [], marker="o", label="published, V2-35 test", **grey),
               Line2D([], [], marker="x", label="claimed, V2-35 validation", **grey)]
@@ -311,7 +321,7 @@ def draw_all(runs, benchmark, claims):
         f"{small['name']} (above), its block (below), and the data's shape at the arrows: B clips of 1 s.")
     for quantity, name in (("parameters", "parameters"), ("macs", "MACs")) if runs else ():
         drawn[f"accuracy_{quantity}"] = accuracy_against(runs, claims, quantity), (
-            f"Accuracy against {name}. Filled, with intervals: measured; lines join the sizes of a family. "
+            f"Accuracy against {name}. Filled, with intervals: measured (an arrow: far below); lines join the sizes of a family. "
             f"{about} Hollow: test accuracy on V2-35, published. Crosses: validation accuracy on V2-35, as "
             f"claimed. Neither was measured here{'; the MACs were counted here' * (name == 'MACs')}.")
     if with_history := [run for run in runs if run["history"]]:

@@ -291,6 +291,14 @@ def test_labels_beside_points_do_not_cover_each_other(claims):
     assert len(boxes) > 10 and not any(a.overlaps(b) for a, b in combinations(boxes, 2))
 
 
+def test_who_lies_far_below_is_named_at_the_end_of_the_axis(claims):
+    near, far = a_run("mamba_mel_small", 0, 0.9), a_run("keyword_cnn", 0, 0.56789)
+    ax = figures.accuracy_against([near, far], claims).axes[0]
+    assert [t.get_text() for t in ax.texts] == ["CNN 56.8"] and ax.get_ylim()[0] == pytest.approx(70)
+    ax = figures.accuracy_against([near, a_run("keyword_cnn", 0, 0.8)], claims).axes[0]
+    assert not ax.texts and ax.get_ylim()[0] < 75
+
+
 def test_legends_lie_off_the_curves(results, claims):
     runs, benchmark = tables.load_runs(results), tables.load_benchmark(results)
     for fig in (figures.learning_curves(runs, claims), figures.length_scaling(benchmark, claims)):
