@@ -51,6 +51,7 @@ test: $(READY)  ## run the tests and the notebooks
 	$(RUN) pytest --nbval --nbval-current-env --durations=10 -q tests $(wildcard notebooks)
 
 figures: profile $(READY)  ## draw the tables and figures again from the committed results, as PROFILE says
+	@[ '$(PROFILE)' != search ] || { echo "error: profile search has no figures; its table is results/search/trials.md" >&2; exit 2; }
 	mkdir -p tmp
 	$(RUN) papermill --kernel python3 --no-progress-bar --cwd notebooks $(FIGURES)
 

@@ -149,7 +149,8 @@ def load_config(path=None, **overrides):
         if key not in known:
             close = difflib.get_close_matches(str(key), known, 1)
             hint = f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}"
-            raise KwsError(f"{'config ' + str(path) if path else 'config'} has an unknown key {key!r}{hint}")
+            where = f"config {path}" if path and key not in overrides else "config"
+            raise KwsError(f"{where} has an unknown key {key!r}{hint}")
     return Config(**values)
 
 

@@ -48,7 +48,7 @@ Licence of the data: {corpus["licence"]}. Code and weights: MIT. Corpus checksum
 **Recipe.** {recipe}. Trained in {card["training"]["seconds"] / 60:.0f} minutes, {card["training"]["precision"]}; the epoch
 was selected on validation ({100 * run["validation"]["accuracy"]:.2f} %, epoch {run["validation"]["epoch"]}).
 
-**Test, read once.** Accuracy {100 * test["accuracy"]:.2f} % (95 % interval over speakers {low_high}; n = {test["n"]:,} clips of
+**Test, after the selection.** Accuracy {100 * test["accuracy"]:.2f} % (95 % interval over speakers {low_high}; n = {test["n"]:,} clips of
 {test["speakers"]:,} speakers), macro-F1 {100 * test["macro_f1"]:.2f} %. Weakest words: {weak}.
 In half precision the accuracy on validation is {100 * kept["half"]:.2f} %, in full {100 * kept["full"]:.2f} %.
 
