@@ -13,6 +13,7 @@ from kwslib.scores import paired_bootstrap
 from kwslib.tables import corpus_name, source
 
 NOISES = {"pink": "pink noise", "babble": "babble"}
+FEW = 20  # clips: a bin of a reliability diagram with fewer is not drawn
 WAYS = {"windows": "windows", "carried": "carried state"}
 
 
@@ -165,7 +166,7 @@ def confidence(entries, claims):
     for ax, key, title in zip(axes, ("diagram", "diagram_scaled"), ("as trained", "with the temperature")):
         ax.plot([0, 100], [0, 100], color="0.6", lw=0.8)
         for e in entries:
-            d = e["calibration"][key]
+            d = [b for b in e["calibration"][key] if b["n"] >= FEW]
             ax.plot([100 * b["confidence"] for b in d], [100 * b["accuracy"] for b in d], **look(e["model"], claims))
         ax.set(xlabel="confidence (%)", ylabel="accuracy (%)", title=title)
     for e in (e for e in entries if "open_set" in e):
@@ -204,8 +205,8 @@ def draw(found, claims):
     about = f"{source(entries)} n = {entries[0]['clean']['n']:,} test clips; {several if max(e['seeds'] for e in entries) > 1 else 'one seed'}."
     figures = {
         "conditions": (conditions(entries, claims), f"Accuracy under conditions that were not trained for. {about}"),
-        "confidence": (confidence(entries, claims), "Is the confidence true, and does it tell unknown words apart? The "
-                       f"temperature was fitted on validation. {about}")}
+        "confidence": (confidence(entries, claims), f"Reliability, in bins of {FEW} clips and more of each model's first seed, as trained and with "
+                       f"the temperature that fits validation; and rejection of words never heard, by confidence. {about}")}
     if any("curve" in w for s in streams for w in s["ways"].values()):
         figures["streaming"] = (alarms(streams, claims), f"Made streams of {streams[0]['hours']:g} h, test speakers; points: "
                                 f"the threshold that the validation stream chose. {source(streams)}")
