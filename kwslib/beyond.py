@@ -48,12 +48,20 @@ def right(entry):
     return np.array(entry["predictions"]) == np.array(entry["targets"])
 
 
+def by_model(entries):
+    """model -> its entries, one for each seed."""
+    groups = {}
+    for entry in entries:
+        groups.setdefault(entry["model"], []).append(entry)
+    return groups
+
+
 def averaged(values):
     """The mean of results of the same shape, number by number; of texts and of lists of other things the first."""
     first = values[0]
     if isinstance(first, dict):
         return {key: averaged([v[key] for v in values if key in v]) for key in first}
-    if isinstance(first, list) and first and all(isinstance(v, list) and len(v) == len(first) for v in values) and isinstance(first[0], float):
+    if isinstance(first, list) and first and isinstance(first[0], float) and {len(v) for v in values} == {len(first)}:
         return [averaged(column) for column in zip(*values)]
     return sum(values) / len(values) if isinstance(first, float) else first
 
@@ -63,21 +71,16 @@ def over_seeds(entries):
 
     The intervals are the means of the seeds' own; the reliability diagrams are the first seed's.
     """
-    by_model = {}
-    for entry in entries:
-        by_model.setdefault(entry["model"], []).append(entry)
     return [averaged(own) | {"seeds": len(own), "std": stdev(e["clean"]["accuracy"] for e in own) if len(own) > 1 else None}
-            for own in by_model.values()]
+            for own in by_model(entries).values()]
 
 
 def comparisons(entries, chosen):
     """`chosen` against every other model, on the same clips, by a paired bootstrap over speakers; seeds are averaged."""
-    by_model = {}
-    for entry in entries:
-        by_model.setdefault(entry["model"], []).append(right(entry))
-    ours = np.mean(by_model[chosen], 0)
-    return {model: paired_bootstrap(ours, np.mean(hits, 0), entries[0]["speakers"]) | {"seeds": [len(by_model[chosen]), len(hits)]}
-            for model, hits in by_model.items() if model != chosen}
+    hits = {model: [right(entry) for entry in own] for model, own in by_model(entries).items()}
+    ours = hits.pop(chosen)
+    return {model: paired_bootstrap(np.mean(ours, 0), np.mean(theirs, 0), entries[0]["speakers"]) | {"seeds": [len(ours), len(theirs)]}
+            for model, theirs in hits.items()}
 
 
 def build(found, claims, chosen="mamba_light"):

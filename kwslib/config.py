@@ -178,8 +178,8 @@ class Profile:
 
     path: the parameter file. root: the repository's folder. Keys: profile, corpus {source, options}, task, variants,
     seeds, train (overrides of every recipe), each (further overrides of some, by variant), benchmark (options of
-    kwslib.benchmark), and for a search trials, and taught, the trials that need other runs' checkpoints (kwslib.search). The profile `tiny`, which the tests run, keeps
-    everything under tmp/.
+    kwslib.benchmark), and for a search trials, and taught, the trials that need other runs' checkpoints (kwslib.search). The
+    profile `tiny`, which the tests run, keeps everything under tmp/.
     """
 
     KEYS = {"profile": str, "root": str, "params": str, "corpus": dict, "task": (str, list), "variants": list,

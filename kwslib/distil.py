@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from kwslib.features import to_float
 from kwslib.io import KwsError
 from kwslib.spotter import load
 
 
-@torch.no_grad()
 def soft_targets(teachers, split, share, temperature, device="cpu"):
     """Probabilities (clips, labels) to train towards, on the CPU: `share` of them the teachers', the rest the true word's.
 
@@ -24,7 +22,5 @@ def soft_targets(teachers, split, share, temperature, device="cpu"):
         if teacher.labels != split.labels:
             raise KwsError(f"teacher {path} tells {len(teacher.labels)} labels apart, which are not the {len(split.labels)} "
                            "of this task; take one that was trained on the same task")
-        for rows in torch.arange(len(taught)).split(128):
-            logits = teacher.logits(to_float(split.waves[rows]), split.samples[rows])
-            taught[rows] += (logits / temperature).softmax(1).cpu() / len(teachers)
+        taught += (teacher.all_logits(split.waves, split.samples) / temperature).softmax(1) / len(teachers)
     return (1 - share) * F.one_hot(split.targets.cpu(), len(split.labels)) + share * taught

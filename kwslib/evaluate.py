@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from kwslib.corpus import load_corpus
-from kwslib.features import to_float
 from kwslib.io import CLIP, KwsError, cli, machine, replacing, write_json
 from kwslib.metrics import accuracy, report
 from kwslib.models import count_macs, count_parameters
@@ -40,7 +39,7 @@ def test(checkpoint, corpus, results, profile=None, device="cpu"):
     if split.labels != spotter.labels:
         raise KwsError(f"checkpoint {checkpoint} tells {', '.join(spotter.labels)} apart, corpus {corpus.root} holds "
                        f"{', '.join(split.labels)}; evaluate it on the corpus and task that it was trained for")
-    predictions = predict_split(spotter, split)
+    predictions = spotter.all_logits(split.waves, split.samples).argmax(1).numpy()
     targets = split.targets.numpy()
     silent = torch.zeros(1, spotter.frontend.frames(CLIP), spotter.frontend.n_features, device=device)
     seed = card["recipe"]["seed"]
@@ -70,13 +69,6 @@ def headline(result):
     return {"test_accuracy": test["accuracy"], "interval_low": test["interval"][0], "interval_high": test["interval"][1],
             "macro_f1": test["macro_f1"], "validation_accuracy": result["validation"]["accuracy"],
             "parameters": result["parameters"], "training_seconds": result["training"]["seconds"]}
-
-
-def predict_split(spotter, split, batch_size=128):
-    """Predicted class of every clip of a split, int64 (n,)."""
-    parts = [spotter.logits(to_float(w), s).argmax(1).cpu().numpy()
-             for w, s in zip(split.waves.split(batch_size), split.samples.split(batch_size))]
-    return np.concatenate(parts)
 
 
 def common_words(corpus, split, predictions):

@@ -29,13 +29,6 @@ CUTS = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # seconds
 TALKERS = 6  # voices in the babble
 
 
-@torch.no_grad()
-def logits_of(spotter, waves, samples=None, batch=128):
-    """Logits (n, labels) of float waves (n, CLIP), on the CPU."""
-    rows = torch.arange(len(waves)).split(batch)
-    return torch.cat([spotter.logits(waves[r], None if samples is None else samples[r]).cpu() for r in rows])
-
-
 def pink(n, size, generator):
     """Noise (n, size) whose power falls as 1 / frequency."""
     spectrum = torch.fft.rfft(torch.randn(n, size, generator=generator))
@@ -99,10 +92,10 @@ def examine(checkpoint, corpus, seed=0):
     generator = torch.Generator().manual_seed(seed)
 
     def score(changed, samples=test.samples):
-        return accuracy(targets, logits_of(spotter, changed, samples).argmax(1).numpy(), test.speakers)
+        return accuracy(targets, spotter.all_logits(changed, samples).argmax(1).numpy(), test.speakers)
 
     whole = torch.full_like(test.samples, CLIP)
-    clean = logits_of(spotter, waves, test.samples)
+    clean = spotter.all_logits(waves, test.samples)
     result = {"model": spotter.card["model"], "seed": recipe["seed"], "corpus": spotter.card["corpus"], "machine": machine(),
               "clean": accuracy(targets, clean.argmax(1).numpy(), test.speakers),
               "predictions": clean.argmax(1).tolist(), "speakers": list(map(str, test.speakers)), "targets": targets.tolist()}
@@ -115,11 +108,11 @@ def examine(checkpoint, corpus, seed=0):
     result["cut"] = {str(s): {"masked": score(loudest(waves, s), torch.full_like(whole, round(s * SAMPLE_RATE))),
                               "padded": score(loudest(waves, s), whole)} for s in CUTS}
     result["telephone"] = score(telephone(waves))
-    held = logits_of(spotter, to_float(validation.waves), validation.samples)
+    held = spotter.all_logits(validation.waves, validation.samples)
     result["calibration"] = calibration(clean, test.targets, held, validation.targets)
     if len(strangers):
         surest = clean.softmax(1).amax(1).numpy()
-        other = logits_of(spotter, to_float(strangers)).softmax(1).amax(1).numpy()
+        other = spotter.all_logits(strangers).softmax(1).amax(1).numpy()
         result["open_set"] = {"unknown_clips": len(other), **roc(surest, other)}
     return result
 

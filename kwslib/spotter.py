@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from kwslib.features import Normalise, WaveToSpec
+from kwslib.features import Normalise, WaveToSpec, to_float
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError, replacing, write_json
 from kwslib.models import MODELS, build, features_of
 
@@ -88,6 +88,14 @@ class KeywordSpotter:
         inputs = self.normalise(self.frontend(waves.to(self.device)))
         lengths = None if samples is None else self.frontend.frames(samples.to(self.device))
         return self.model(inputs, lengths).float()
+
+    def all_logits(self, waves, samples=None, batch=128):
+        """`logits` of any number of waves (n, N), float or int16, batch by batch -> (n, labels) on the CPU."""
+        parts = []
+        for rows in torch.arange(len(waves)).split(batch):
+            wave = waves[rows] if waves.is_floating_point() else to_float(waves[rows])
+            parts.append(self.logits(wave, None if samples is None else samples[rows]).cpu())
+        return torch.cat(parts)
 
     def predict(self, wave, sample_rate=None):
         """[(label, probability), …], most probable first.

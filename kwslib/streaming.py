@@ -91,8 +91,7 @@ def by_windows(spotter, wave, hop=HOP, batch=256):
     """Posteriors (steps, labels) of the second before each decision, and the times of the decisions (steps,) in s."""
     starts = torch.arange(0, len(wave) - CLIP + 1, round(hop * SAMPLE_RATE))
     windows = torch.from_numpy(wave).unfold(0, CLIP, round(hop * SAMPLE_RATE))
-    p = torch.cat([spotter.logits(windows[rows]).softmax(1).cpu() for rows in torch.arange(len(starts)).split(batch)])
-    return p.numpy(), ((starts + CLIP) / SAMPLE_RATE).numpy()
+    return spotter.all_logits(windows, batch=batch).softmax(1).numpy(), ((starts + CLIP) / SAMPLE_RATE).numpy()
 
 
 @torch.no_grad()

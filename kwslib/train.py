@@ -209,7 +209,8 @@ def evaluate(model, batches, autocast=False):
 def same_run(saved, card):
     """Whether recipe and corpus are the same; a key that was not known when `saved` was written had its default."""
     defaults = dataclasses.asdict(Config())
-    return {k: defaults[k] for k in card["recipe"]} | saved["recipe"] == card["recipe"] and saved["corpus"]["checksum"] == card["corpus"]["checksum"]
+    recipe = {k: defaults[k] for k in card["recipe"]} | saved["recipe"]
+    return recipe == card["recipe"] and saved["corpus"]["checksum"] == card["corpus"]["checksum"]
 
 
 def save_resume(path, run, model, best, optimizer, average):

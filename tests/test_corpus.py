@@ -11,7 +11,6 @@ import tarfile
 import threading
 import time
 import zipfile
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +21,9 @@ from kwslib import corpus as corpus_module
 from kwslib import fetch as fetch_module
 from kwslib.corpus import load_corpus, main, pack
 from kwslib.io import KwsError, file_hash
-from kwslib.sources import to_int16, which_set
 
 sf = pytest.importorskip("soundfile")
 ROOT = Path(__file__).parents[1]
-ZIP = ROOT / "../shared/data/speech_commands_subset.zip"
-needs_zip = pytest.mark.skipif(not ZIP.exists(), reason=f"needs {ZIP.name}")
 
 
 def sound(samples=16000, rate=16000, channels=1, hz=440.0, format="WAV", subtype=None, wave=None):
@@ -336,23 +332,8 @@ def test_command_line(tmp_path, plain, capsys):
     assert load_corpus(tmp_path / "s").card["options"]["snr"] == [5.0, 9.0]
 
 
-def test_int16_is_exact():
-    every = np.arange(-32768, 32768)
-    samples, clipped = to_int16((every / 32768).astype(np.float32))
-    np.testing.assert_array_equal(samples, every)
-    assert not clipped and to_int16(np.array([1.5, -2.0]))[0].tolist() == [32767, -32768]
-
-
-@needs_zip
-def test_hash_rule_gives_the_official_split_of_real_names():
-    names = [n.rsplit("/", 1)[1] for n in zipfile.ZipFile(ZIP).namelist() if "_nohash_" in n]
-    count = Counter(which_set(n.split("_nohash_")[0]) for n in names)
-    assert count == {"training": 16986, "validation": 2265, "testing": 2835}
-
-
-@needs_zip
-def test_real_clips(tmp_path):
-    packed = pack(ZIP, tmp_path / "o", words=["tree", "backward"], workers=1)
+def test_real_clips(tmp_path, real_clips):
+    packed = pack(real_clips, tmp_path / "o", words=["tree", "backward"], workers=1)
     assert packed.card["skipped"] == [] and packed.card["words"]["tree"]["testing"] == 8
     assert packed.card["licence"] == "CC BY 4.0"
     assert packed.samples.max() == 16000 and len(packed.noise) > 300 * 16000

@@ -41,14 +41,8 @@ def waves():
 def split(waves):
     samples = torch.tensor([16000, 12000, 9000, 15999])
     clips = (waves * 32767).round().short() * (torch.arange(RATE) < samples[:, None])
-    return Split(
-        clips.short(),
-        torch.tensor([2, 0, 1, 2]),
-        samples,
-        np.array(list("aabb")),
-        np.array(list("wxyz")),
-        ["down", "go", "up"],
-    )
+    return Split(clips.short(), torch.tensor([2, 0, 1, 2]), samples, np.array(list("aabb")), np.array(list("wxyz")),
+                 ["down", "go", "up"])
 
 
 # -- features
@@ -312,15 +306,8 @@ def test_collate_image(split):
 
 def test_an_epoch_is_a_function_of_seed_and_epoch(split):
     def epoch(number, seed=0):
-        batches = Batches(
-            split,
-            WaveToSpec(**SMALL),
-            Normalise(),
-            2,
-            augment=Augment(**EVERYTHING),
-            mask=SpecMask((1, 4), (1, 4)),
-            seed=seed,
-        )
+        batches = Batches(split, WaveToSpec(**SMALL), Normalise(), 2, augment=Augment(**EVERYTHING),
+                          mask=SpecMask((1, 4), (1, 4)), seed=seed)
         return [torch.cat(parts) for parts in zip(*batches.epoch(number))]
 
     first, again = epoch(0), epoch(0)

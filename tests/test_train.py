@@ -41,59 +41,26 @@ def corpus(tmp_path_factory):
         for word, hz in WORDS.items():
             for take in range(4):
                 samples = int(rng.integers(9000, 16001))
-                wave = 3000 * np.sin(2 * np.pi * hz * pitch * np.arange(16000) / 16000) + rng.normal(
-                    0, 1000, 16000
-                )
+                wave = 3000 * np.sin(2 * np.pi * hz * pitch * np.arange(16000) / 16000) + rng.normal(0, 1000, 16000)
                 waves.append(np.where(np.arange(16000) < samples, wave, 0).astype(np.int16))
-                rows.append(
-                    {
-                        "path": f"{word}/s{i}_nohash_{take}.wav",
-                        "word": word,
-                        "speaker": f"s{i}",
-                        "split": split,
-                        "samples": samples,
-                    }
-                )
+                rows.append({"path": f"{word}/s{i}_nohash_{take}.wav", "word": word, "speaker": f"s{i}", "split": split,
+                             "samples": samples})
     root.mkdir()
     np.save(root / "waves.npy", np.array(waves))
     np.save(root / "noise.npy", rng.normal(0, 500, 10 * 16000).astype(np.int16))
     write_csv(root / "index.csv", rows)
-    write_json(
-        root / "card.json",
-        {
-            "name": "tones",
-            "source": "made",
-            "synthetic": True,
-            "licence": "CC0",
-            "attribution": "",
-            "checksum": "0" * 64,
-            "clips": {s: 12 * n for s, n in SPLITS.items()},
-            "speakers": SPLITS,
-            "words": {w: {s: 4 * n for s, n in SPLITS.items()} for w in WORDS},
-        },
-    )
+    write_json(root / "card.json", {
+        "name": "tones", "source": "made", "synthetic": True, "licence": "CC0", "attribution": "", "checksum": "0" * 64,
+        "clips": {s: 12 * n for s, n in SPLITS.items()}, "speakers": SPLITS,
+        "words": {w: {s: 4 * n for s, n in SPLITS.items()} for w in WORDS}})
     return root
 
 
 def recipe(corpus, out, **changes):
     small = dict(
-        model="keyword_cnn",
-        n_mels=16,
-        n_fft=2048,
-        hop_length=1600,
-        epochs=3,
-        batch_size=16,
-        lr=5e-3,
-        grad_clip=1.0,
-        freq_mask=[1, 2],
-        time_mask=[1, 2],
-        shift_ms=20,
-        noise=[0, 0.005],
-        background_snr=[10, 30],
-        precision="fp32",
-        device="cpu",
-        threads=1,
-    )
+        model="keyword_cnn", n_mels=16, n_fft=2048, hop_length=1600, epochs=3, batch_size=16, lr=5e-3, grad_clip=1.0,
+        freq_mask=[1, 2], time_mask=[1, 2], shift_ms=20, noise=[0, 0.005], background_snr=[10, 30],
+        precision="fp32", device="cpu", threads=1)
     return Config(**{**small, "corpus": corpus, "out": out, **changes})
 
 
