@@ -56,7 +56,7 @@ figures: profile $(READY)  ## draw the tables and figures again from the committ
 	$(RUN) papermill --kernel python3 --no-progress-bar --cwd notebooks $(FIGURES)
 
 readme: $(READY)  ## write the README's tables and numbers again from the committed results
-	$(RUN) kwslib.readme README.md results/quick results/subset results/scan
+	$(RUN) paper.pages README.md results/quick results/subset results/scan
 
 lock:  ## resolve pyproject.toml into requirements.txt; UPGRADE=--upgrade takes newer releases
 	@test -x $(VENV)/bin/uv || { $(NEW_VENV); }

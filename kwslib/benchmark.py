@@ -29,10 +29,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kwslib.config import CONFIGS, load_config
+from kwslib.checkpoint import frontend_of
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, machine, write_json
-from kwslib.models import MODELS, build, count_macs, count_parameters
-from kwslib.spotter import KeywordSpotter, frontend_of, load
+from kwslib.models.cost import count_macs, count_parameters
+from kwslib.models.registry import MODELS, build
+from kwslib.spotter import KeywordSpotter, load
+from kwslib.training.config import RECIPES, load_config
 
 BATCHES = (1, 8, 64)
 SECONDS = (1, 2, 4, 8, 16, 32, 64)
@@ -45,9 +47,11 @@ def spotter_of(model, device="cpu", n_classes=35, features="mel"):
     """A KeywordSpotter: of a model's name, with fresh weights and its recipe's features, or around a module."""
     options = {"kind": features}
     if isinstance(model, str):
-        options = frontend_of(load_config(CONFIGS / f"{model}.yaml")).options
+        options = frontend_of(load_config(RECIPES / f"{model}.yaml")).options
         model = build(model, n_classes)
-    return KeywordSpotter(model, {"labels": [], "features": options, "normalisation": {"mean": 0.0, "std": 1.0}}, device)
+    return KeywordSpotter(
+        model, {"labels": [], "features": options, "normalisation": {"mean": 0.0, "std": 1.0}}, device
+    )
 
 
 def timings(run, device, seconds_budget, least=5):
@@ -117,6 +121,7 @@ def resident(field):
     if sys.platform == "win32":
         return 0.0
     from resource import RUSAGE_SELF, getrusage
+
     return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
@@ -133,8 +138,10 @@ def benchmark_model(model, seconds_budget=0.4, batches=BATCHES, features="mel"):
         with threads(count):
             took = timings(lambda: model(clip, None), device, seconds_budget)
         entry["latency_ms"][str(count)], entry["repeats"][str(count)] = percentiles(took), len(took)
-    for key, run in (("wave_to_label_ms", lambda: spotter.logits(wave).softmax(1).argmax(1).item()),
-                     ("features_ms", lambda: spotter.normalise(spotter.frontend(wave.to(device))))):
+    for key, run in (
+        ("wave_to_label_ms", lambda: spotter.logits(wave).softmax(1).argmax(1).item()),
+        ("features_ms", lambda: spotter.normalise(spotter.frontend(wave.to(device)))),
+    ):
         entry[key] = percentiles(timings(run, device, seconds_budget / 2), (50, 95))
     for size in batches:
         batch = clip.expand(size, -1, -1).contiguous()
@@ -229,8 +236,11 @@ def table(title, entry):
     times |= {"wave to label (ms)": entry["wave_to_label_ms"], "features alone (ms)": entry["features_ms"]}
     rows = [(title, "p50", "p95", "p99"), *((k, *map("{:.2f}".format, t.values())) for k, t in times.items())]
     rows += [(f"throughput, batch {n} (clips/s)", f"{x:,.1f}") for n, x in entry["throughput"].items()]
-    rows += [(f"peak memory, batch {entry['peak_batch']} (MB)", f"{entry['peak_mb'] or float('nan'):.1f}"),
-             ("parameters", f"{entry['parameters']:,}"), ("multiply-accumulates", f"{entry['macs']:,}")]
+    rows += [
+        (f"peak memory, batch {entry['peak_batch']} (MB)", f"{entry['peak_mb'] or float('nan'):.1f}"),
+        ("parameters", f"{entry['parameters']:,}"),
+        ("multiply-accumulates", f"{entry['macs']:,}"),
+    ]
     return "\n".join(f"{label:34}" + "".join(f"{cell:>13}" for cell in cells) for label, *cells in rows)
 
 

@@ -130,8 +130,16 @@ def cli(main):
     except KwsError as e:
         message = str(e)
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.ENOTDIR,
-                           errno.EEXIST, errno.EISDIR):
+        if e.errno not in (
+            errno.ENOSPC,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.EDQUOT,
+            errno.ENOTDIR,
+            errno.EEXIST,
+            errno.EISDIR,
+        ):
             raise
         full = e.errno in (errno.ENOSPC, errno.EDQUOT)
         mend = "free some space" if full else "choose a folder you may write to"

@@ -38,8 +38,10 @@ def report(targets, predictions, speakers, labels):
     return {
         **accuracy(targets, predictions, speakers),
         "macro_f1": float(f1[true > 0].mean()),
-        "per_word": {w: {"precision": float(precision[i]), "recall": float(recall[i]), "n": int(true[i])}
-                     for i, w in enumerate(labels)},
+        "per_word": {
+            w: {"precision": float(precision[i]), "recall": float(recall[i]), "n": int(true[i])}
+            for i, w in enumerate(labels)
+        },
         "confusion": confusion.tolist(),
     }
 
@@ -47,5 +49,9 @@ def report(targets, predictions, speakers, labels):
 def accuracy(targets, predictions, speakers):
     """n, number of speakers, accuracy and its 95 % interval."""
     correct = np.asarray(targets) == np.asarray(predictions)
-    return {"n": len(correct), "speakers": len(np.unique(speakers)), "accuracy": float(correct.mean()),
-            "interval": speaker_interval(correct, speakers)}
+    return {
+        "n": len(correct),
+        "speakers": len(np.unique(speakers)),
+        "accuracy": float(correct.mean()),
+        "interval": speaker_interval(correct, speakers),
+    }

@@ -1,59 +1,16 @@
-"""Checkpoints, and the trained spotter that one loads: `kwslib.load(path).predict(wave_or_path, sample_rate)`.
-
-A checkpoint is one safetensors file, never a pickle. Its JSON (model, labels, features, normalisation,
-corpus checksum, recipe) is in the file's header, and again beside it as `.json` for people to read.
-"""
+"""The trained spotter that a checkpoint makes: `kwslib.load(path).predict(wave_or_path, sample_rate)`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from kwslib.features import Normalise, WaveToSpec, to_float
-from kwslib.io import CLIP, SAMPLE_RATE, KwsError, replacing, write_json
-from kwslib.models import MODELS, build, features_of
-
-
-def save_checkpoint(path, weights, card):
-    """Write `weights` (a state dict) and `card` (what `load` needs, as JSON) to `path`, atomically."""
-    from safetensors.torch import save
-
-    weights = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
-    write_json(Path(path).with_suffix(".json"), card)
-    with replacing(path) as scratch:
-        # not save_file: on a full disk that raises an error of its own, which is no OSError
-        scratch.write_bytes(save(weights, metadata={"kwslib": json.dumps(card)}))
-
-
-def read_checkpoint(path):
-    """(weights, card) of a checkpoint file or of the folder that holds `model.safetensors`."""
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
-    path = path / "model.safetensors" if path.is_dir() else path
-    if path.suffix == ".json":
-        path = path.with_suffix(".safetensors")
-    if not path.is_file():
-        raise KwsError(f"checkpoint {path} does not exist; train one with python -m kwslib.train")
-    try:
-        with safe_open(str(path), "pt") as f:
-            card = json.loads((f.metadata() or {}).get("kwslib", "null"))
-            weights = {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError, ValueError) as e:
-        raise KwsError(f"checkpoint {path} is not a readable safetensors file ({e}); "
-                       "delete it, then fetch or train it again") from None
-    if not isinstance(card, dict) or not {"model", "labels", "features", "normalisation"} <= card.keys():
-        raise KwsError(f"checkpoint {path} was not written by kwslib: its header describes no model; "
-                       "train one with python -m kwslib.train")
-    return weights, card
-
-
-def frontend_of(config):
-    """The WaveToSpec that a config (an object with the features' keys) asks for."""
-    return WaveToSpec(config.n_mels, config.n_fft, config.hop_length, features_of(config.model), config.n_mfcc)
+from kwslib.checkpoint import read_checkpoint
+from kwslib.data.features import Normalise, WaveToSpec, to_float
+from kwslib.io import CLIP, SAMPLE_RATE, KwsError
+from kwslib.models.registry import MODELS, build
 
 
 def load(checkpoint, device="cpu"):
@@ -63,12 +20,17 @@ def load(checkpoint, device="cpu"):
         raise KwsError(f"checkpoint {checkpoint} is of model {card['model']!r}, which this version of kwslib lacks")
     model = build(card["model"], len(card["labels"]))
     expected = model.state_dict()
-    wrong = [k for k in {*weights, *expected}
-             if k not in weights or k not in expected or weights[k].shape != expected[k].shape]
+    wrong = [
+        k
+        for k in {*weights, *expected}
+        if k not in weights or k not in expected or weights[k].shape != expected[k].shape
+    ]
     if wrong:
-        raise KwsError(f"checkpoint {checkpoint} does not fit {card['model']} with {len(card['labels'])} labels "
-                       f"({len(wrong)} tensors differ, {sorted(wrong)[0]} among them); "
-                       "it belongs to another variant or label set")
+        raise KwsError(
+            f"checkpoint {checkpoint} does not fit {card['model']} with {len(card['labels'])} labels "
+            f"({len(wrong)} tensors differ, {sorted(wrong)[0]} among them); "
+            "it belongs to another variant or label set"
+        )
     model.load_state_dict(weights)
     return KeywordSpotter(model, card, device)
 
@@ -107,7 +69,7 @@ class KeywordSpotter:
         wave = self.one_channel(wave, sample_rate)
         last = max(len(wave) - CLIP, 0)
         starts = [*range(0, last, SAMPLE_RATE // 4), last]  # the last window ends where the recording does
-        windows = torch.stack([F.pad(w, (0, CLIP - len(w))) for w in (wave[s:s + CLIP] for s in starts)])
+        windows = torch.stack([F.pad(w, (0, CLIP - len(w))) for w in (wave[s : s + CLIP] for s in starts)])
         samples = torch.tensor([min(len(wave) - s, CLIP) for s in starts])
         p = torch.cat([self.logits(w, s).softmax(1).cpu() for w, s in zip(windows.split(64), samples.split(64))])
         best = p[p.max(1).values.argmax()]
@@ -138,7 +100,9 @@ class KeywordSpotter:
         if not wave.is_floating_point():
             wave = wave.float() / torch.iinfo(wave.dtype).max
         if wave.dim() > 2:
-            raise KwsError(f"{name} has shape {tuple(wave.shape)}; give (samples,), (channels, samples) or (samples, channels)")
+            raise KwsError(
+                f"{name} has shape {tuple(wave.shape)}; give (samples,), (channels, samples) or (samples, channels)"
+            )
         if wave.dim() == 2 and wave.numel():  # the longer side is time: soundfile puts channels last, torchaudio first
             wave = wave.float().mean(0 if wave.shape[0] <= wave.shape[1] else 1)
         wave = wave.float().flatten()

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from kwslib import benchmark
+from kwslib.checkpoint import save_checkpoint
 from kwslib.io import KwsError, cli, machine, read_json
-from kwslib.models import build, count_parameters
-from kwslib.spotter import save_checkpoint
+from kwslib.models.cost import count_parameters
+from kwslib.models.registry import build
 
 CPU = torch.device("cpu")
 LENGTHS = (1, 2, 4, 8, 16, 32, 64)
@@ -49,8 +50,17 @@ def set_threads():
 
 def check_entry(entry, threads, batches):
     """Every key of a model's entry, with values that can be."""
-    assert set(entry) == {"parameters", "macs", "latency_ms", "repeats", "wave_to_label_ms", "features_ms",
-                          "throughput", "peak_mb", "peak_batch"}
+    assert set(entry) == {
+        "parameters",
+        "macs",
+        "latency_ms",
+        "repeats",
+        "wave_to_label_ms",
+        "features_ms",
+        "throughput",
+        "peak_mb",
+        "peak_batch",
+    }
     assert entry["parameters"] > 0 and entry["macs"] > 0
     assert list(entry["latency_ms"]) == list(entry["repeats"]) == threads
     assert all(n >= 2 for n in entry["repeats"].values())
@@ -152,12 +162,15 @@ def test_result_file(tmp_path, set_threads):
     assert shown[:2] == ["kwt_1 on cpu", "keyword_cnn on cpu"]
 
 
-@pytest.mark.parametrize("mistake, sentence", [
-    ({"names": "kwt_1,kwt_9"}, "'kwt_9' is unknown"),
-    ({"names": ""}, "is unknown"),
-    ({"names": ["kwt_1"], "n_classes": 0}, "n_classes is 0"),
-    ({"names": ["kwt_1"], "seconds_budget": 0}, "above 0"),
-])
+@pytest.mark.parametrize(
+    "mistake, sentence",
+    [
+        ({"names": "kwt_1,kwt_9"}, "'kwt_9' is unknown"),
+        ({"names": ""}, "is unknown"),
+        ({"names": ["kwt_1"], "n_classes": 0}, "n_classes is 0"),
+        ({"names": ["kwt_1"], "seconds_budget": 0}, "above 0"),
+    ],
+)
 def test_mistakes(mistake, sentence):
     with pytest.raises(KwsError, match=sentence):
         benchmark.run(**mistake)
@@ -165,8 +178,12 @@ def test_mistakes(mistake, sentence):
 
 def test_command_line_times_a_checkpoint(tmp_path, capsys, set_threads):
     set_threads(1)
-    card = {"model": "kwt_1", "labels": ["go", "left", "stop"], "features": {"kind": "mfcc"},
-            "normalisation": {"mean": -1.0, "std": 2.0}}
+    card = {
+        "model": "kwt_1",
+        "labels": ["go", "left", "stop"],
+        "features": {"kind": "mfcc"},
+        "normalisation": {"mean": -1.0, "std": 2.0},
+    }
     save_checkpoint(tmp_path / "model.safetensors", build("kwt_1", 3).state_dict(), card)
     out = tmp_path / "timed.json"
     with pytest.raises(SystemExit) as end:

@@ -7,9 +7,11 @@ import pytest
 import yaml
 
 import kwslib
-from kwslib import beyond, grid, robustness, search, ship, streaming, tables
 from kwslib.io import KwsError, read_json, write_csv, write_json
-from kwslib.tables import load_claims
+from paper import grid, robustness, search, streaming, tables
+from paper import release as ship
+from paper import robustness_report as beyond
+from paper.tables import load_claims
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = {"high": 2400, "low": 300, "other": 900}  # tones; the last is no keyword
@@ -25,27 +27,67 @@ def corpus(tmp_path_factory):
             for word, hz in WORDS.items():
                 for take in range(3):
                     samples = int(rng.integers(9000, 16001))
-                    wave = 3000 * np.sin(2 * np.pi * hz * rng.uniform(0.9, 1.1) * np.arange(16000) / 16000) + rng.normal(0, 300, 16000)
+                    wave = 3000 * np.sin(
+                        2 * np.pi * hz * rng.uniform(0.9, 1.1) * np.arange(16000) / 16000
+                    ) + rng.normal(0, 300, 16000)
                     waves.append(np.where(np.arange(16000) < samples, wave, 0).astype(np.int16))
-                    rows.append({"path": f"{word}/{split}{s}_nohash_{take}.wav", "word": word, "speaker": f"{split}{s}", "split": split, "samples": samples})
+                    rows.append(
+                        {
+                            "path": f"{word}/{split}{s}_nohash_{take}.wav",
+                            "word": word,
+                            "speaker": f"{split}{s}",
+                            "split": split,
+                            "samples": samples,
+                        }
+                    )
     root.mkdir()
     np.save(root / "waves.npy", np.array(waves))
     np.save(root / "noise.npy", rng.normal(0, 500, 40 * 16000).astype(np.int16))
     write_csv(root / "index.csv", rows)
-    write_json(root / "card.json", {
-        "name": "tones", "source": "made", "synthetic": True, "licence": "CC0", "attribution": "", "checksum": "0" * 64,
-        "clips": {k: 9 * n for k, n in speakers.items()}, "speakers": speakers,
-        "words": {w: {k: 3 * n for k, n in speakers.items()} for w in WORDS}})
+    write_json(
+        root / "card.json",
+        {
+            "name": "tones",
+            "source": "made",
+            "synthetic": True,
+            "licence": "CC0",
+            "attribution": "",
+            "checksum": "0" * 64,
+            "clips": {k: 9 * n for k, n in speakers.items()},
+            "speakers": speakers,
+            "words": {w: {k: 3 * n for k, n in speakers.items()} for w in WORDS},
+        },
+    )
     return root
 
 
 @pytest.fixture(scope="module")
 def params(corpus):
     path = corpus.parent / "params.yaml"
-    path.write_text(yaml.safe_dump({
-        "profile": "made", "root": ".", "params": "params.yaml", "corpus": {"source": str(corpus), "options": {}}, "task": ["high", "low"],
-        "variants": MODELS, "seeds": [0], "each": {m: {} for m in MODELS}, "benchmark": {}, "trials": {"plain": {}, "mixed": {"variant": "keyword_cnn", "mixup": 0.3}},
-        "train": {"epochs": 3, "batch_size": 12, "lr": 3e-3, "precision": "fp32", "threads": 1, "background_snr": None}}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "profile": "made",
+                "root": ".",
+                "params": "params.yaml",
+                "corpus": {"source": str(corpus), "options": {}},
+                "task": ["high", "low"],
+                "variants": MODELS,
+                "seeds": [0],
+                "each": {m: {} for m in MODELS},
+                "benchmark": {},
+                "trials": {"plain": {}, "mixed": {"variant": "keyword_cnn", "mixup": 0.3}},
+                "train": {
+                    "epochs": 3,
+                    "batch_size": 12,
+                    "lr": 3e-3,
+                    "precision": "fp32",
+                    "threads": 1,
+                    "background_snr": None,
+                },
+            }
+        )
+    )
     return path
 
 
@@ -58,8 +100,13 @@ def trained(corpus, params):
     found = grid.run_grid(params, out, corpus=corpus, root=Path(__file__).resolve().parent.parent)
     assert found == [(m, 0, None) for m in MODELS]
     for model in MODELS:
-        write_json(out / "robustness" / f"{model}-0.json", robustness.examine(out / "checkpoints" / f"{model}-0", corpus))
-        write_json(out / "streaming" / f"{model}-0.json", streaming.examine(out / "checkpoints" / f"{model}-0", corpus, hours=0.035))
+        write_json(
+            out / "robustness" / f"{model}-0.json", robustness.examine(out / "checkpoints" / f"{model}-0", corpus)
+        )
+        write_json(
+            out / "streaming" / f"{model}-0.json",
+            streaming.examine(out / "checkpoints" / f"{model}-0", corpus, hours=0.035),
+        )
     return out
 
 
@@ -69,14 +116,14 @@ def test_a_grid_writes_what_is_carried_home_and_does_nothing_twice(trained, para
         assert kwslib.load(trained / "checkpoints" / f"{model}-0").labels == ["high", "low"]
         assert (trained / "history" / f"{model}-0.csv").exists()
     monkeypatch.setattr(grid, "train", lambda *a, **k: pytest.fail("it was trained already"))
-    assert grid.run_grid(params, trained, corpus=corpus, root=kwslib.config.CONFIGS.parent) == [(m, 0, None) for m in MODELS]
+    assert grid.run_grid(params, trained, corpus=corpus, root=".") == [(m, 0, None) for m in MODELS]
 
 
 def test_a_grid_goes_on_after_a_failure(params, corpus, tmp_path, capsys):
     def fail(config, progress):
         raise KwsError("the disk is full")
 
-    found = grid.run_grid(params, tmp_path, ["no_such_model", "keyword_cnn"], [0], corpus, kwslib.config.CONFIGS.parent, epochs=1)
+    found = grid.run_grid(params, tmp_path, ["no_such_model", "keyword_cnn"], [0], corpus, ".", epochs=1)
     assert "no_such_model" in found[0][2] and found[1] == ("keyword_cnn", 0, None)
     assert "no_such_model-0: " in capsys.readouterr().err
 
@@ -84,11 +131,15 @@ def test_a_grid_goes_on_after_a_failure(params, corpus, tmp_path, capsys):
 def test_robustness_of_a_model(trained):
     entry = read_json(trained / "robustness" / "mamba_light-0.json", "robustness")
     run = read_json(trained / "runs" / "mamba_light-0.json", "run")
-    assert entry["clean"] == {k: run["test"][k] for k in ("n", "speakers", "accuracy", "interval")}  # the same clips and model
+    assert entry["clean"] == {
+        k: run["test"][k] for k in ("n", "speakers", "accuracy", "interval")
+    }  # the same clips and model
     assert np.mean(np.array(entry["predictions"]) == entry["targets"]) == pytest.approx(run["test"]["accuracy"])
     assert set(entry["snr"]) == {"pink", "babble"} and entry["open_set"]["unknown_clips"] == 12
     assert entry["shift"]["0"]["n"] == 24 and set(entry["cut"]) == {str(s) for s in robustness.CUTS}
-    assert json.dumps(robustness.examine(trained / "checkpoints/mamba_light-0", trained.parent / "tones")["snr"]) == json.dumps(entry["snr"])
+    assert json.dumps(
+        robustness.examine(trained / "checkpoints/mamba_light-0", trained.parent / "tones")["snr"]
+    ) == json.dumps(entry["snr"])
 
 
 def test_streaming_of_a_model(trained):
@@ -104,14 +155,22 @@ def test_streaming_of_a_model(trained):
 def test_tables_figures_and_findings(trained, tmp_path):
     found, claims = beyond.load_beyond(trained), load_claims()
     built, drawn = beyond.build(found, claims), beyond.draw(found, claims)
-    assert set(built) == {"robustness", "paired", "streaming"} and set(drawn) == {"conditions", "confidence", "streaming"}
+    assert set(built) == {"robustness", "paired", "streaming"} and set(drawn) == {
+        "conditions",
+        "confidence",
+        "streaming",
+    }
     for name, (df, caption) in built.items():
         tables.write_table(df, tmp_path, name, caption)
         assert len((tmp_path / f"{name}.md").read_text().splitlines()) == len(df) + 4
     accuracies = {e["model"]: e["clean"]["accuracy"] for e in found["robustness"]}
     df, caption = built["paired"]
-    assert float(df.iloc[0, 1]) == pytest.approx(100 * (accuracies["mamba_light"] - accuracies["keyword_cnn"]), abs=0.01)
-    assert "24 test clips of 4 speakers" in caption and all("synthetic" in built[k][0].columns[2] for k in ("robustness",))
+    assert float(df.iloc[0, 1]) == pytest.approx(
+        100 * (accuracies["mamba_light"] - accuracies["keyword_cnn"]), abs=0.01
+    )
+    assert "24 test clips of 4 speakers" in caption and all(
+        "synthetic" in built[k][0].columns[2] for k in ("robustness",)
+    )
     text = beyond.findings(found, claims)
     assert f"{100 * max(accuracies.values()):.2f}" in text and "false alarms an hour" in text
     assert all("n = 24" in caption for name, (_, caption) in drawn.items() if name != "streaming")
@@ -125,7 +184,9 @@ def test_seeds_are_averaged_and_counted(trained):
     both = beyond.over_seeds([light, worse])
     assert len(both) == 1 and both[0]["seeds"] == 2 and both[0]["clean"]["n"] == 24
     accuracy = light["clean"]["accuracy"]
-    assert both[0]["clean"]["accuracy"] == pytest.approx(accuracy / 2) and both[0]["std"] == pytest.approx(accuracy / 2**0.5)
+    assert both[0]["clean"]["accuracy"] == pytest.approx(accuracy / 2) and both[0]["std"] == pytest.approx(
+        accuracy / 2**0.5
+    )
     assert both[0]["clean"]["interval"] == pytest.approx([x / 2 for x in light["clean"]["interval"]])
     assert both[0]["snr"] == light["snr"] and beyond.over_seeds([light])[0]["std"] is None
     several = {**found, "robustness": [*found["robustness"], worse]}
@@ -142,7 +203,10 @@ def test_a_shipped_model_is_small_and_says_what_it_is(trained, corpus, tmp_path)
     assert abs(kept["full"] - kept["half"]) <= ship.MOST
     assert (tmp_path / "mamba_light.safetensors").stat().st_size < 1_000_000
     wave = np.sin(2 * np.pi * 2400 * np.arange(16000) / 16000).astype(np.float32) * 0.1
-    whole, half = (kwslib.load(p).predict(wave, 16000) for p in (trained / "checkpoints/mamba_light-0", tmp_path / "mamba_light.safetensors"))
+    whole, half = (
+        kwslib.load(p).predict(wave, 16000)
+        for p in (trained / "checkpoints/mamba_light-0", tmp_path / "mamba_light.safetensors")
+    )
     assert [w for w, _ in whole] == [w for w, _ in half] and half[0][1] == pytest.approx(whole[0][1], abs=0.01)
     run, text = read_json(trained / "runs/mamba_light-0.json", "run"), (tmp_path / "mamba_light.md").read_text()
     assert f"{100 * run['test']['accuracy']:.2f} %" in text and "CC0" in text and "**Limits.**" in text
@@ -156,13 +220,18 @@ def test_what_does_not_fit_half_precision_is_not_shipped():
 
 
 def test_trials_are_laid_side_by_side(params, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(search.Profile, "config", lambda self, variant, seed, _made=search.Profile.config, **k: _made(
-        self, variant, seed, **{**k, "corpus": corpus, "out": tmp_path / k["out"].name}))
+    monkeypatch.setattr(
+        search.Profile,
+        "config",
+        lambda self, variant, seed, _made=search.Profile.config, **k: _made(
+            self, variant, seed, **{**k, "corpus": corpus, "out": tmp_path / k["out"].name}
+        ),
+    )
     monkeypatch.setattr(search, "write_json", lambda path, result: write_json(tmp_path / "trials" / path.name, result))
     for name in ("plain", "mixed"):
-        result = search.run_trial(params, name, kwslib.config.CONFIGS.parent)
+        result = search.run_trial(params, name, ".")
         assert "test" not in result and result["validation"]["n"] == 18
     text = search.trials_table(tmp_path)
     assert "n = 18 clips; the test split was not read" in text and "| mixed | keyword_cnn | 0 | mixup 0.3 | 3 |" in text
     with pytest.raises(KwsError, match="trial 'best' is not in"):
-        search.run_trial(params, "best", kwslib.config.CONFIGS.parent)
+        search.run_trial(params, "best", ".")

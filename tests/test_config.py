@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from kwslib.config import Config, Profile, load_config, parse_overrides, parse_yaml
 from kwslib.io import KwsError
-from kwslib.models import MODELS, build
-from kwslib.optim import Average, NovoGrad, Schedule, make_optimizer, parameter_groups
+from kwslib.models.registry import MODELS, build
+from kwslib.training.config import Config, load_config, parse_overrides, parse_yaml
+from kwslib.training.optim import Average, NovoGrad, Schedule, make_optimizer, parameter_groups
+from paper.profile import Profile
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "kwslib/recipes").glob("*.yaml"))
 # the paper's: epochs, batch, lr, decay, smoothing, clip, frequency mask, time mask, shift, noise, stretch
 PAPER = {
     "mamba_mel_small": (100, 64, 5e-4, 1.8e-4, 0.07, 0.3, [2, 12], [2, 20], 120, 0.005, None),
@@ -43,7 +44,7 @@ def test_recipes_load(path):
 
 @pytest.mark.parametrize("name", PAPER)
 def test_recipes_are_the_paper_s(name):
-    c = load_config(ROOT / "configs" / f"{name}.yaml")
+    c = load_config(ROOT / "kwslib/recipes" / f"{name}.yaml")
     assert (
         c.epochs,
         c.batch_size,
@@ -70,9 +71,7 @@ def test_recipes_are_the_paper_s(name):
 
 
 def test_a_file_says_only_what_differs(tmp_path):
-    c = load_config(
-        written(tmp_path, "lr: 5e-4\ntask: [yes, no, on, off, _unknown_]\nstretch: [0.9, 1.1]\n"), seed=3
-    )
+    c = load_config(written(tmp_path, "lr: 5e-4\ntask: [yes, no, on, off, _unknown_]\nstretch: [0.9, 1.1]\n"), seed=3)
     assert c.lr == 0.0005 and c.task == ["yes", "no", "on", "off", "_unknown_"] and c.stretch == [0.9, 1.1]
     assert c.seed == 3 and c.model == Config().model
 
@@ -109,7 +108,7 @@ def test_overrides():
         ["--lr", "1e-3", "--stretch=null", "--batch-size", "32", "--task", "[yes, no]", "--out=a=b"]
     ) == {"lr": 1e-3, "stretch": None, "batch_size": 32, "task": ["yes", "no"], "out": "a=b"}
     c = load_config(
-        ROOT / "configs" / "mamba_mfcc_large.yaml", **parse_overrides(["--lr", "1e-3", "--stretch=null"])
+        ROOT / "kwslib/recipes" / "mamba_mfcc_large.yaml", **parse_overrides(["--lr", "1e-3", "--stretch=null"])
     )
     assert c.lr == 1e-3 and c.stretch is None and c.weight_decay == 1e-2
 
@@ -179,9 +178,7 @@ def test_profiles_and_their_runs_load(path):
         for seed in profile.seeds:
             config = profile.config(variant, seed)
             assert (config.model, config.seed) == (variant, seed)
-            assert (
-                Path(config.out) == profile.checkpoint(variant, seed) and Path(config.corpus) == profile.data
-            )
+            assert Path(config.out) == profile.checkpoint(variant, seed) and Path(config.corpus) == profile.data
 
 
 def test_wrong_profile(tmp_path):

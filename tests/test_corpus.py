@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kwslib import corpus as corpus_module
-from kwslib import fetch as fetch_module
-from kwslib.corpus import load_corpus, main, pack
+from kwslib.data import corpus as corpus_module
+from kwslib.data import fetch as fetch_module
+from kwslib.data.corpus import load_corpus, main, pack
 from kwslib.io import KwsError, file_hash
 
 sf = pytest.importorskip("soundfile")
@@ -36,12 +36,22 @@ def sound(samples=16000, rate=16000, channels=1, hz=440.0, format="WAV", subtype
 
 def clips():
     """{path: bytes} of a small source, with lists, a note that is no clip, and noise."""
-    files = {f"{word}/{speaker}_nohash_{n}.wav": sound(hz=200 + 40 * n + 10 * i)
-             for i, word in enumerate(("up", "down")) for speaker in ("aa", "bb", "cc") for n in range(2)}
+    files = {
+        f"{word}/{speaker}_nohash_{n}.wav": sound(hz=200 + 40 * n + 10 * i)
+        for i, word in enumerate(("up", "down"))
+        for speaker in ("aa", "bb", "cc")
+        for n in range(2)
+    }
     noise = sound(wave=np.random.default_rng(0).uniform(-0.3, 0.3, 12 * 16000))
-    return {**files, "_background_noise_/hiss.wav": noise, "_background_noise_/README.md": b"about",
-            **{f"{split}_list.txt": "".join(f"{w}/{s}_nohash_{n}.wav\n" for w in ("up", "down") for n in "01")
-               .encode() for split, s in (("validation", "bb"), ("testing", "cc"))}}
+    return {
+        **files,
+        "_background_noise_/hiss.wav": noise,
+        "_background_noise_/README.md": b"about",
+        **{
+            f"{split}_list.txt": "".join(f"{w}/{s}_nohash_{n}.wav\n" for w in ("up", "down") for n in "01").encode()
+            for split, s in (("validation", "bb"), ("testing", "cc"))
+        },
+    }
 
 
 def as_folder(path, files):
@@ -110,10 +120,14 @@ def test_formats_rates_lengths_channels(tmp_path):
     long = np.zeros(40000)
     long[20000:30000] = 0.5
     files = {
-        "a/flac.flac": sound(format="FLAC"), "a/ogg.ogg": sound(format="OGG"),
+        "a/flac.flac": sound(format="FLAC"),
+        "a/ogg.ogg": sound(format="OGG"),
         "a/mp3.mp3": sound(format="MP3"),
-        "a/opus.opus": sound(format="OGG", subtype="OPUS"), "a/cd.wav": sound(44100, 44100, 2),
-        "a/low.wav": sound(8000, 8000), "a/half.wav": sound(8000), "a/long.wav": sound(wave=long),
+        "a/opus.opus": sound(format="OGG", subtype="OPUS"),
+        "a/cd.wav": sound(44100, 44100, 2),
+        "a/low.wav": sound(8000, 8000),
+        "a/half.wav": sound(8000),
+        "a/long.wav": sound(wave=long),
         "a/silent.wav": sound(wave=np.zeros(16000)),
         "a/loud.wav": sound(wave=np.full(99, 1.5), subtype="FLOAT"),
     }
@@ -133,9 +147,15 @@ def test_formats_rates_lengths_channels(tmp_path):
 def test_unreadable_clips_are_skipped_and_listed(tmp_path):
     nan = np.zeros(16000, np.float32)
     nan[5] = np.nan
-    bad = {"a/junk.wav": b"not audio at all", "a/empty.wav": b"", "a/cut.wav": sound()[:9000],
-           "a/cut.ogg": sound(format="OGG")[:-900], "a/cut.flac": sound(format="FLAC", hz=3000.5)[:-5000],
-           "a/nan.wav": sound(wave=nan, subtype="FLOAT"), "a/none.wav": sound(0)}
+    bad = {
+        "a/junk.wav": b"not audio at all",
+        "a/empty.wav": b"",
+        "a/cut.wav": sound()[:9000],
+        "a/cut.ogg": sound(format="OGG")[:-900],
+        "a/cut.flac": sound(format="FLAC", hz=3000.5)[:-5000],
+        "a/nan.wav": sound(wave=nan, subtype="FLOAT"),
+        "a/none.wav": sound(0),
+    }
     source = as_folder(tmp_path / "s", {**bad, "a/good.wav": sound()})
     packed = pack(source, tmp_path / "o", workers=1)
     assert {s["path"] for s in packed.card["skipped"]} == set(bad) and packed.paths.tolist() == ["a/good.wav"]
@@ -216,8 +236,12 @@ def test_pack_returns_at_once_and_load_checks(plain, tmp_path, monkeypatch):
     assert pack(plain.root.parent / "clips", plain.root).checksum == plain.checksum
     with pytest.raises(KwsError, match="does not exist; make it"):
         load_corpus(tmp_path / "nowhere")
-    spoilt = {"card.json": None, "index.csv": b"path,word,speaker,split,samples\n", "noise.npy": None,
-              "waves.npy": (plain.root / "waves.npy").read_bytes()[:-5000]}
+    spoilt = {
+        "card.json": None,
+        "index.csv": b"path,word,speaker,split,samples\n",
+        "noise.npy": None,
+        "waves.npy": (plain.root / "waves.npy").read_bytes()[:-5000],
+    }
     for name, data in spoilt.items():
         copy = as_folder(tmp_path / name, {p.name: p.read_bytes() for p in plain.root.iterdir()})
         (copy / name).unlink() if data is None else (copy / name).write_bytes(data)
@@ -227,11 +251,13 @@ def test_pack_returns_at_once_and_load_checks(plain, tmp_path, monkeypatch):
 
 def test_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
     source = as_folder(tmp_path / "s", {f"w/{i:04d}_nohash_0.wav": sound(hz=100 + i) for i in range(600)})
-    command = [sys.executable, "-m", "kwslib.corpus", str(source), str(tmp_path / "o"), "--workers", "1"]
+    command = [sys.executable, "-m", "kwslib.data.corpus", str(source), str(tmp_path / "o"), "--workers", "1"]
     # Slow the run down where it journals, so that it can be killed half-way.
-    slow = ("import sys, time, runpy, json; dumps = json.dumps; "
-            "json.dumps = lambda *a, **k: (time.sleep(0.2), dumps(*a, **k))[1]; sys.argv = sys.argv[1:]; "
-            "from kwslib.corpus import main; main(sys.argv)")
+    slow = (
+        "import sys, time, runpy, json; dumps = json.dumps; "
+        "json.dumps = lambda *a, **k: (time.sleep(0.2), dumps(*a, **k))[1]; sys.argv = sys.argv[1:]; "
+        "from kwslib.data.corpus import main; main(sys.argv)"
+    )
     run = subprocess.Popen([sys.executable, "-c", slow, *command[3:]], cwd=ROOT)
     journal = tmp_path / "o.partial/journal"
     while run.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 3):
@@ -310,16 +336,19 @@ def test_synthetic_is_deterministic_and_splits_speakers(tmp_path, monkeypatch):
 
 
 def test_synthetic_snr_and_voices(tmp_path):
-    from kwslib.synthetic import Synthetic
+    from kwslib.data.synthetic import Synthetic
 
     source = Synthetic(snr=(40, 40))
-    training, testing = ({v.split("+")[1] for split, (v, *_) in source.voices if split == wanted}
-                         for wanted in ("training", "testing"))
+    training, testing = (
+        {v.split("+")[1] for split, (v, *_) in source.voices if split == wanted} for wanted in ("training", "testing")
+    )
     assert len(training) > 30 and len(testing) > 15 and not training & testing
     # The same clip at 40 dB and at 0 dB differs in its noise alone: quiet parts rise.
     quiet, noisy = (Synthetic(words=["yes"], snr=(db, db)) for db in (40, 0))
-    floor = [np.percentile(np.abs(s.decode(s.clips[0])[0]) / np.abs(s.decode(s.clips[0])[0]).max(), 20)
-             for s in (quiet, noisy)]
+    floor = [
+        np.percentile(np.abs(s.decode(s.clips[0])[0]) / np.abs(s.decode(s.clips[0])[0]).max(), 20)
+        for s in (quiet, noisy)
+    ]
     assert floor[1] > 5 * floor[0]
     refused("cannot be spoken", "synthetic", tmp_path / "o", words=["no way"])
     refused("three positive counts", "synthetic", tmp_path / "o", speakers=(3, 0, 2))

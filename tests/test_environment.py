@@ -36,18 +36,27 @@ def lock(lock_text):
     """The lock's entries, as (requirement, number of hashes)."""
     lines = [line for line in lock_text.splitlines() if not line.lstrip().startswith("#")]
     entries = "\n".join(lines).replace("\\\n", " ").splitlines()
-    return [(Requirement(entry.split("--hash")[0]), len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", entry)))
-            for entry in entries if entry.strip()]
+    return [
+        (Requirement(entry.split("--hash")[0]), len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", entry)))
+        for entry in entries
+        if entry.strip()
+    ]
 
 
 def machines():
     """The marker values of every Python and platform that the lock serves."""
     for python in PYTHONS:
         for sys_platform, system in PLATFORMS.items():
-            yield {"python_version": python, "python_full_version": python + ".1", "extra": "",
-                   "sys_platform": sys_platform, "platform_system": system,
-                   "os_name": "nt" if system == "Windows" else "posix",
-                   "implementation_name": "cpython", "platform_python_implementation": "CPython"}
+            yield {
+                "python_version": python,
+                "python_full_version": python + ".1",
+                "extra": "",
+                "sys_platform": sys_platform,
+                "platform_system": system,
+                "os_name": "nt" if system == "Windows" else "posix",
+                "implementation_name": "cpython",
+                "platform_python_implementation": "CPython",
+            }
 
 
 def disagreements(requirements, lock):
@@ -57,13 +66,18 @@ def disagreements(requirements, lock):
         for machine in machines():
             if requirement.marker and not requirement.marker.evaluate(machine):
                 continue
-            pins = [entry for entry, _ in lock
-                    if canonicalize_name(entry.name) == canonicalize_name(requirement.name)
-                    and (not entry.marker or entry.marker.evaluate(machine))]
+            pins = [
+                entry
+                for entry, _ in lock
+                if canonicalize_name(entry.name) == canonicalize_name(requirement.name)
+                and (not entry.marker or entry.marker.evaluate(machine))
+            ]
             versions = [next(iter(pin.specifier)).version for pin in pins]
             if len(versions) != 1 or not requirement.specifier.contains(versions[0], prereleases=True):
-                found.append(f"{requirement} has {versions or 'no pin'} on {machine['sys_platform']}, "
-                             f"Python {machine['python_version']}")
+                found.append(
+                    f"{requirement} has {versions or 'no pin'} on {machine['sys_platform']}, "
+                    f"Python {machine['python_version']}"
+                )
     return found
 
 
@@ -133,7 +147,9 @@ def test_unknown_profile_ends_in_one_sentence(root):
     run = make(root, "repro", "PROFILE=huge")
     assert run.returncode != 0 and run.stdout == ""
     told = [line for line in run.stderr.splitlines() if not line.startswith("make: ***")]
-    assert told == ["error: no profile is called 'huge'; choose PROFILE=quick, subset, commands, paper, scan, search or beyond"]
+    assert told == [
+        "error: no profile is called 'huge'; choose PROFILE=quick, subset, commands, paper, scan, search or beyond"
+    ]
 
 
 def test_old_python_is_refused_in_one_sentence(root, tmp_path):

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from kwslib.augment import Augment, SpecMask, resample_each, tempo, white
-from kwslib.data import Batches, SpeechCommands, collate_image, collate_seq
-from kwslib.features import Normalise, WaveToSpec, to_float
+from kwslib.data.augment import Augment, SpecMask, resample_each, tempo, white
+from kwslib.data.batches import Batches, SpeechCommands, collate_image, collate_seq
+from kwslib.data.features import Normalise, WaveToSpec, to_float
+from kwslib.data.tasks import Split
 from kwslib.io import KwsError
-from kwslib.tasks import Split
 
 RATE = 16000
 SMALL = dict(n_mels=40, n_fft=512, hop_length=320)
@@ -41,8 +41,14 @@ def waves():
 def split(waves):
     samples = torch.tensor([16000, 12000, 9000, 15999])
     clips = (waves * 32767).round().short() * (torch.arange(RATE) < samples[:, None])
-    return Split(clips.short(), torch.tensor([2, 0, 1, 2]), samples, np.array(list("aabb")), np.array(list("wxyz")),
-                 ["down", "go", "up"])
+    return Split(
+        clips.short(),
+        torch.tensor([2, 0, 1, 2]),
+        samples,
+        np.array(list("aabb")),
+        np.array(list("wxyz")),
+        ["down", "go", "up"],
+    )
 
 
 # -- features
@@ -87,8 +93,7 @@ def test_a_clip_has_its_features_whoever_is_beside_it(waves, kind):
 def test_frames(samples):
     spec = WaveToSpec()
     assert (
-        spec(torch.zeros(samples)).shape == (spec.frames(samples), 128)
-        and spec.frames(samples) == 1 + samples // 256
+        spec(torch.zeros(samples)).shape == (spec.frames(samples), 128) and spec.frames(samples) == 1 + samples // 256
     )
 
 
@@ -123,9 +128,7 @@ def row_of(draw, i):
     return {k: v[i : i + 1] if isinstance(v, torch.Tensor) else v for k, v in draw.items()}
 
 
-@pytest.mark.parametrize(
-    "left_out", [(), ("stretch",), ("background_snr", "background"), ("shift_ms", "noise")]
-)
+@pytest.mark.parametrize("left_out", [(), ("stretch",), ("background_snr", "background"), ("shift_ms", "noise")])
 def test_a_clip_is_changed_alike_alone_and_in_a_batch(waves, left_out):
     augment = Augment(**{k: v for k, v in EVERYTHING.items() if k not in left_out})
     samples = torch.tensor([16000, 9000, 16000, 12000])
@@ -175,9 +178,7 @@ def test_shifts_cover_their_range():
 def test_slower_then_shifted_left_ends_where_the_zeros_begin(waves):
     augment = Augment(shift_ms=100, stretch=(0.9, 0.9))
     out, ends = augment.apply(waves[:1], {"tempo": 0.9, "shift": torch.tensor([-1600])})
-    assert (
-        ends.tolist() == [14400] and out[0, 14400:].abs().max() == 0 and out[0, 14300:14400].abs().max() > 0.1
-    )
+    assert ends.tolist() == [14400] and out[0, 14400:].abs().max() == 0 and out[0, 14300:14400].abs().max() > 0.1
 
 
 @pytest.mark.parametrize("kind", [np.int16, np.float32])
@@ -306,8 +307,15 @@ def test_collate_image(split):
 
 def test_an_epoch_is_a_function_of_seed_and_epoch(split):
     def epoch(number, seed=0):
-        batches = Batches(split, WaveToSpec(**SMALL), Normalise(), 2, augment=Augment(**EVERYTHING),
-                          mask=SpecMask((1, 4), (1, 4)), seed=seed)
+        batches = Batches(
+            split,
+            WaveToSpec(**SMALL),
+            Normalise(),
+            2,
+            augment=Augment(**EVERYTHING),
+            mask=SpecMask((1, 4), (1, 4)),
+            seed=seed,
+        )
         return [torch.cat(parts) for parts in zip(*batches.epoch(number))]
 
     first, again = epoch(0), epoch(0)

@@ -13,12 +13,12 @@ import pytest
 import torch
 from test_train import WORDS, corpus, finished, recipe, run  # noqa: F401, F811 (some are fixtures)
 
-from kwslib import evaluate as evaluation
+from kwslib import evaluation
 from kwslib import io as kws_io
-from kwslib import train as training
+from kwslib.checkpoint import read_checkpoint, save_checkpoint
 from kwslib.io import KwsError, cli, write_json
 from kwslib.metrics import confusion_matrix, report, speaker_interval
-from kwslib.spotter import read_checkpoint, save_checkpoint
+from kwslib.training import loop as training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,14 +42,10 @@ def test_scikit_learn_agrees(words):
     assert r["confusion"] == sk.confusion_matrix(targets, predictions, labels=every).tolist()
     assert r["accuracy"] == pytest.approx(sk.accuracy_score(targets, predictions))
     assert r["macro_f1"] == pytest.approx(sk.f1_score(targets, predictions, labels=present, average="macro"))
-    precision, recall, _, n = sk.precision_recall_fscore_support(
-        targets, predictions, labels=every, zero_division=0
-    )
+    precision, recall, _, n = sk.precision_recall_fscore_support(targets, predictions, labels=every, zero_division=0)
     assert list(r["per_word"]) == LABELS
     for i, word in enumerate(LABELS):
-        assert r["per_word"][word] == pytest.approx(
-            {"precision": precision[i], "recall": recall[i], "n": n[i]}
-        )
+        assert r["per_word"][word] == pytest.approx({"precision": precision[i], "recall": recall[i], "n": n[i]})
     assert r["n"] == 400 and r["speakers"] == len(set(speakers))
     assert json.loads(json.dumps(r, allow_nan=False)) == r
 
@@ -151,9 +147,7 @@ def test_accuracy_of_common_words(corpus, finished, tmp_path, monkeypatch):
     write_json(rich / "card.json", card)
     result = evaluation.test(finished[0], rich, tmp_path / "results")
     common, confusion = result["test_common"], result["test"]["confusion"]
-    assert (
-        common["minimum_training_clips"] == 700 and common["words"] == ["high", "low"] and common["n"] == 16
-    )
+    assert common["minimum_training_clips"] == 700 and common["words"] == ["high", "low"] and common["n"] == 16
     assert common["accuracy"] == pytest.approx((confusion[0][0] + confusion[1][1]) / 16)
 
 
@@ -177,9 +171,7 @@ def test_another_label_set_is_refused(corpus, finished, tmp_path):
     other = shutil.copytree(corpus, tmp_path / "other")
     index = (other / "index.csv").read_text()
     (other / "index.csv").write_text(index.replace(",middle,", ",medium,"))
-    with pytest.raises(
-        KwsError, match="tells high, low, middle apart, corpus .*other holds high, low, medium"
-    ):
+    with pytest.raises(KwsError, match="tells high, low, middle apart, corpus .*other holds high, low, medium"):
         evaluation.test(finished[0], other, tmp_path / "results")
     assert not (tmp_path / "results").exists()
 

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 import kwslib
+from kwslib.checkpoint import frontend_of
 from kwslib.io import KwsError
-from kwslib.mamba import Mamba, MambaBlock
-from kwslib.config import CONFIGS, load_config
-from kwslib.models import MODELS, build, count_macs, count_parameters
-from kwslib.retnet import Retention, RetNetBlock
-from kwslib.rivals import SubSpectralNorm
-from kwslib.spotter import frontend_of
+from kwslib.models.bc_resnet import SubSpectralNorm
+from kwslib.models.cost import count_macs, count_parameters
+from kwslib.models.mamba import Mamba, MambaBlock
+from kwslib.models.registry import MODELS, build
+from kwslib.models.retnet import Retention, RetNetBlock
+from kwslib.training.config import RECIPES, load_config
 
 PARAMETERS = {  # at 35 and 36 classes
     "mamba_mel_small": (462_147, 462_180),
@@ -37,8 +38,17 @@ PARAMETERS = {  # at 35 and 36 classes
     "mamba_light": (421_427, 421_476),
 }
 CLAIMED = {"mamba_mel_small": 403_779, "mamba_mel_medium": 1_339_651, "mamba_mel_large": 3_167_939}
-SEQUENCE = ["mamba_mel_small", "mamba_mfcc_small", "retnet", "keyword_cnn", "kwt_1", "bc_resnet_1", "matchboxnet", "ds_cnn",
-            "mamba_light"]
+SEQUENCE = [
+    "mamba_mel_small",
+    "mamba_mfcc_small",
+    "retnet",
+    "keyword_cnn",
+    "kwt_1",
+    "bc_resnet_1",
+    "matchboxnet",
+    "ds_cnn",
+    "mamba_light",
+]
 MAMBA_SSM = {  # mamba_ssm.Mamba(d_model=64).state_dict()
     "A_log": (128, 16),
     "D": (128,),
@@ -70,7 +80,7 @@ def shaken(name, n_classes=35):
 
 def width_of(name):
     """Bands or cepstra that a model reads, as its recipe says."""
-    return frontend_of(load_config(CONFIGS / f"{name}.yaml")).n_features
+    return frontend_of(load_config(RECIPES / f"{name}.yaml")).n_features
 
 
 @pytest.fixture(scope="module", params=SEQUENCE)
@@ -154,9 +164,7 @@ def test_padding_and_company_change_nothing(sequence_model, lengths, more, seed)
     model, width = sequence_model
     generator = torch.Generator().manual_seed(seed)
     clips = [torch.randn(n, width, generator=generator) for n in lengths]
-    batch = (
-        torch.randn(len(clips), max(lengths) + more, width, generator=generator) * 10
-    )  # padding is anything
+    batch = torch.randn(len(clips), max(lengths) + more, width, generator=generator) * 10  # padding is anything
     for row, clip in zip(batch, clips):
         row[: len(clip)] = clip
     with torch.no_grad():
@@ -166,7 +174,10 @@ def test_padding_and_company_change_nothing(sequence_model, lengths, more, seed)
 
 
 def test_the_last_frame_counts(sequence_model):
-    model, width = copy.deepcopy(sequence_model[0]).double(), sequence_model[1]  # a fresh model says little of one frame
+    model, width = (
+        copy.deepcopy(sequence_model[0]).double(),
+        sequence_model[1],
+    )  # a fresh model says little of one frame
     inputs = torch.randn(1, 20, width, dtype=torch.float64)
     other = inputs.clone()
     other[:, 19] += 5
@@ -185,9 +196,7 @@ def test_kwt_longer_than_its_positions():
 def test_mobilenet_takes_an_image_as_collate_image_gives_it():
     model, inputs = shaken("mobilenet_v2_035"), torch.randn(2, 63, 128)
     with torch.no_grad():
-        torch.testing.assert_close(
-            model(inputs), model(inputs.transpose(1, 2)[:, None], torch.tensor([63, 63]))
-        )
+        torch.testing.assert_close(model(inputs), model(inputs.transpose(1, 2)[:, None], torch.tensor([63, 63])))
 
 
 def test_mixer_has_the_names_and_shapes_of_mamba_ssm():
@@ -239,8 +248,13 @@ def test_step_gives_what_forward_gives():
 
 
 @settings(max_examples=20, deadline=None)
-@given(batch=st.integers(0, 3), length=st.integers(1, 9), d_model=st.integers(1, 40), d_conv=st.integers(2, 5),
-       carried=st.booleans())  # fmt: skip
+@given(
+    batch=st.integers(0, 3),
+    length=st.integers(1, 9),
+    d_model=st.integers(1, 40),
+    d_conv=st.integers(2, 5),
+    carried=st.booleans(),
+)
 def test_mixer_agrees_with_itself_in_float64(batch, length, d_model, d_conv, carried):
     torch.manual_seed(length)
     mixer = Mamba(d_model, d_conv=d_conv)

@@ -10,8 +10,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from kwslib import figures, readme, tables
 from kwslib.io import KwsError, write_csv, write_json
+from paper import figures, tables
+from paper import pages as readme
 
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
@@ -21,39 +22,80 @@ WORDS = ["go", "no", "_unknown_"]
 def a_run(model, seed, accuracy, synthetic=True):
     name = "beeps" if synthetic else "Speech Commands subset"
     return {
-        "model": model, "seed": seed, "profile": "quick", "task": "all", "labels": WORDS,
-        "parameters": 461_091, "macs": 95_400_000, "config": {}, "machine": {},
-        "corpus": {"name": name, "source": "synthetic", "synthetic": synthetic, "licence": "CC BY 4.0",
-                   "attribution": None if synthetic else "Recorded by A & B, CC BY 4.0.", "checksum": "c0",
-                   "clips": {"training": 4_321, "validation": 40, "testing": 60}, "speakers": {"testing": 7}},
-        "validation": {"accuracy": accuracy + 0.02, "epoch": 2, "n": 40}, "test_common": None,
-        "test": {"n": 60, "speakers": 7, "accuracy": accuracy, "interval": [accuracy - 0.05, accuracy + 0.04],
-                 "macro_f1": accuracy - 0.01, "confusion": [[18, 2, 0], [1, 19, 0], [0, 3, 17]],
-                 "per_word": {word: {"precision": 0.8125, "recall": 0.7512, "n": 20} for word in WORDS}},
-        "training": {"epochs": 3, "seconds": 90.0, "clips_per_second": 1_234.4, "precision": "float32"}}
+        "model": model,
+        "seed": seed,
+        "profile": "quick",
+        "task": "all",
+        "labels": WORDS,
+        "parameters": 461_091,
+        "macs": 95_400_000,
+        "config": {},
+        "machine": {},
+        "corpus": {
+            "name": name,
+            "source": "synthetic",
+            "synthetic": synthetic,
+            "licence": "CC BY 4.0",
+            "attribution": None if synthetic else "Recorded by A & B, CC BY 4.0.",
+            "checksum": "c0",
+            "clips": {"training": 4_321, "validation": 40, "testing": 60},
+            "speakers": {"testing": 7},
+        },
+        "validation": {"accuracy": accuracy + 0.02, "epoch": 2, "n": 40},
+        "test_common": None,
+        "test": {
+            "n": 60,
+            "speakers": 7,
+            "accuracy": accuracy,
+            "interval": [accuracy - 0.05, accuracy + 0.04],
+            "macro_f1": accuracy - 0.01,
+            "confusion": [[18, 2, 0], [1, 19, 0], [0, 3, 17]],
+            "per_word": {word: {"precision": 0.8125, "recall": 0.7512, "n": 20} for word in WORDS},
+        },
+        "training": {"epochs": 3, "seconds": 90.0, "clips_per_second": 1_234.4, "precision": "float32"},
+    }
 
 
 def a_benchmark(gpu=False):
-    speed = {"parameters": 462_147, "macs": 95_500_000, "peak_mb": 61.25,
-             "latency_ms": {"1": {"p50": 7.534, "p95": 8.0, "p99": 9.0},
-                            "2": {"p50": 4.0, "p95": 5.0, "p99": 6.0}},
-             "wave_to_label_ms": {"p50": 9.0, "p95": 9.5}, "features_ms": {"p50": 1.5, "p95": 2.0},
-             "throughput": {"1": 130.0, "8": 400.0, "64": 1_910.2}}
-    growth = {"ms": [7.5, 30.0], "mb": [10.0, None], "exponent_time": 1.0, "exponent_memory": None,
-              "fitted_over": [1, 4]}
-    return {"machine": {"cpu": "Test_CPU 100%", "cores": 2, "gpu": "TestGPU" if gpu else None,
-                        "torch": "2.0"},
-            "models": {"mamba_mel_small": speed, "keyword_cnn": copy.deepcopy(speed)},
-            "gpu": {"mamba_mel_small": speed} if gpu else None,
-            "length": {"seconds": [1, 4], "models": {"mamba_mel_small": growth}}}
+    speed = {
+        "parameters": 462_147,
+        "macs": 95_500_000,
+        "peak_mb": 61.25,
+        "latency_ms": {"1": {"p50": 7.534, "p95": 8.0, "p99": 9.0}, "2": {"p50": 4.0, "p95": 5.0, "p99": 6.0}},
+        "wave_to_label_ms": {"p50": 9.0, "p95": 9.5},
+        "features_ms": {"p50": 1.5, "p95": 2.0},
+        "throughput": {"1": 130.0, "8": 400.0, "64": 1_910.2},
+    }
+    growth = {
+        "ms": [7.5, 30.0],
+        "mb": [10.0, None],
+        "exponent_time": 1.0,
+        "exponent_memory": None,
+        "fitted_over": [1, 4],
+    }
+    return {
+        "machine": {"cpu": "Test_CPU 100%", "cores": 2, "gpu": "TestGPU" if gpu else None, "torch": "2.0"},
+        "models": {"mamba_mel_small": speed, "keyword_cnn": copy.deepcopy(speed)},
+        "gpu": {"mamba_mel_small": speed} if gpu else None,
+        "length": {"seconds": [1, 4], "models": {"mamba_mel_small": growth}},
+    }
 
 
 def a_folder(path, runs, benchmark=None):
     for run in runs:
         stem = f"{run['model']}-{run['seed']}"
         write_json(path / "runs" / f"{stem}.json", run)
-        rows = [{"epoch": e, "lr": 0.1, "training_loss": 1 / e, "training_accuracy": 0.5,
-                           "validation_loss": 1.0, "validation_accuracy": 0.2 * e} for e in (1, 2, 3)]
+        rows = [
+            {
+                "epoch": e,
+                "lr": 0.1,
+                "training_loss": 1 / e,
+                "training_accuracy": 0.5,
+                "validation_loss": 1.0,
+                "validation_accuracy": 0.2 * e,
+            }
+            for e in (1, 2, 3)
+        ]
         (path / "history").mkdir(exist_ok=True)
         write_csv(path / "history" / f"{stem}.csv", rows)
     if benchmark:
@@ -69,8 +111,7 @@ def claims():
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Two seeds of one Mamba, one of MobileNetV2 with a better validation accuracy, timings of two models."""
-    runs = [a_run("mamba_mel_small", 0, 0.90), a_run("mamba_mel_small", 1, 0.94),
-            a_run("mobilenet_v2_035", 0, 0.95)]
+    runs = [a_run("mamba_mel_small", 0, 0.90), a_run("mamba_mel_small", 1, 0.94), a_run("mobilenet_v2_035", 0, 0.95)]
     return a_folder(tmp_path_factory.mktemp("results") / "quick", runs, a_benchmark(gpu=True))
 
 
@@ -144,8 +185,15 @@ def is_measured(column):
 
 
 def test_real_clips_carry_their_attribution_and_no_word_of_synthesis(tmp_path, claims):
-    run = a_run("retnet", 0, 0.9, synthetic=False) | {"test_common": {
-        "minimum_training_clips": 700, "words": ["go"], "n": 20, "accuracy": 0.93209, "interval": [0.9, 1.0]}}
+    run = a_run("retnet", 0, 0.9, synthetic=False) | {
+        "test_common": {
+            "minimum_training_clips": 700,
+            "words": ["go"],
+            "n": 20,
+            "accuracy": 0.93209,
+            "interval": [0.9, 1.0],
+        }
+    }
     folder = a_folder(tmp_path / "subset", [run])
     made = tables.build_tables(tables.load_runs(folder), tables.load_benchmark(folder), claims)
     df, caption = made["variants"]
@@ -159,11 +207,16 @@ def test_real_clips_carry_their_attribution_and_no_word_of_synthesis(tmp_path, c
 
 def test_all_of_the_corpus_has_a_column_of_its_own(results, tmp_path, claims):
     column = "test accuracy, all of Speech Commands V2, 35 words (%)"
-    a_folder(tmp_path / "paper", [a_run("mamba_mel_small", seed, accuracy, synthetic=False) for seed, accuracy in ((0, 0.95), (1, 0.96))])
+    a_folder(
+        tmp_path / "paper",
+        [a_run("mamba_mel_small", seed, accuracy, synthetic=False) for seed, accuracy in ((0, 0.95), (1, 0.96))],
+    )
     for folder, shown in ((results, "not run"), (tmp_path / "subset", "95.50 ± 0.71")):
         made = tables.build_tables(tables.load_runs(results), None, claims, tables.whole_corpus(folder))
         small = row(made["variants"], "Mamba-Mel Small")
-        assert small[column] == shown and small["measured accuracy, synthetic corpus “beeps” test (%)"] == "92.00 ± 2.83"
+        assert (
+            small[column] == shown and small["measured accuracy, synthetic corpus “beeps” test (%)"] == "92.00 ± 2.83"
+        )
         assert row(made["variants"], "RetNet-KWS")[column] == "not run"
 
 
@@ -196,7 +249,7 @@ def test_counts_in_claims_are_those_of_the_models_with_and_without_the_ssm(claim
     pytest.importorskip("torchvision")
     import torch
 
-    from kwslib.models import MODELS
+    from kwslib.models.registry import MODELS
 
     for name, entry in claims["models"].items():
         for classes, true in list(entry.get("true_parameters", {}).items())[:1]:
@@ -217,7 +270,8 @@ def test_tables_are_written_as_markdown_csv_and_escaped_latex(built, tmp_path):
     assert r"model & share (\%) \\" in tex
     assert r"100 \% of \$x\_1\$ \#1 \{a\}\textasciitilde{}b\textasciicircum{}c\textbackslash{}d" in tex
     assert [tex.index(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == sorted(
-        tex.index(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule"))
+        tex.index(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")
+    )
     assert r"| c\|d | – |" in (tmp_path / "t.md").read_text(encoding="utf-8")
     with open(tmp_path / "t.csv", newline="", encoding="utf-8") as f:
         assert list(csv.reader(f)) == [["model", "share (%)"], ["a_b & 50%", "1.0 ± 0.1"], ["c|d", "–"]]
@@ -228,10 +282,12 @@ def test_tables_are_written_as_markdown_csv_and_escaped_latex(built, tmp_path):
 
 def test_readme_is_filled_and_filling_again_changes_nothing(results, tmp_path):
     page = tmp_path / "README.md"
-    page.write_text("Trained on <!-- n: quick/corpus.training -->0<!-- /n --> clips: "
-                    "<!-- n: quick/mamba_mel_small.test.accuracy -->0<!-- /n -->, claimed "
-                    "<!-- n: quick/mamba_mel_small.claimed.accuracy --><!-- /n -->.\n"
-                    "<!-- table: quick/comparison -->\nold\n<!-- end -->\ntail\n")
+    page.write_text(
+        "Trained on <!-- n: quick/corpus.training -->0<!-- /n --> clips: "
+        "<!-- n: quick/mamba_mel_small.test.accuracy -->0<!-- /n -->, claimed "
+        "<!-- n: quick/mamba_mel_small.claimed.accuracy --><!-- /n -->.\n"
+        "<!-- table: quick/comparison -->\nold\n<!-- end -->\ntail\n"
+    )
     readme.main([str(page), str(results)])
     filled = page.read_text(encoding="utf-8")
     assert "-->4,321<!--" in filled and "-->92.00 ± 2.83<!--" in filled and "-->97.42<!--" in filled
@@ -241,28 +297,43 @@ def test_readme_is_filled_and_filling_again_changes_nothing(results, tmp_path):
     assert page.read_text(encoding="utf-8") == filled
 
 
-@pytest.mark.parametrize("text, message", [
-    ("<!-- table: quick/nothing --><!-- end -->", "table: quick/nothing.*unknown"),
-    ("<!-- n: retnet.accuracy -->1<!-- /n -->", "n: retnet.accuracy.*unknown"),
-    ("<!-- table: variants --> and no end", "not closed"),
-    ("<!-- n: x -->1", "not closed")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("<!-- table: quick/nothing --><!-- end -->", "table: quick/nothing.*unknown"),
+        ("<!-- n: retnet.accuracy -->1<!-- /n -->", "n: retnet.accuracy.*unknown"),
+        ("<!-- table: variants --> and no end", "not closed"),
+        ("<!-- n: x -->1", "not closed"),
+    ],
+)
 def test_unknown_and_open_markers_are_refused(built, text, message):
     with pytest.raises(KwsError, match=message):
         readme.fill_readme(text, built)
 
 
 def test_every_figure_is_saved_as_pdf_and_png_the_same_bytes_in_every_process(results, drawn, tmp_path):
-    code = ("import sys; from kwslib import figures, tables; results, out = sys.argv[1:]; claims = tables.load_claims(); "
-            "drawn = figures.draw_all(tables.load_runs(results), tables.load_benchmark(results), claims); "
-            "[figures.save(fig, out + '/quick', name) for name, (fig, _) in drawn.items()]")
+    code = (
+        "import sys; from paper import figures, tables; results, out = sys.argv[1:]; claims = tables.load_claims(); "
+        "drawn = figures.draw_all(tables.load_runs(results), tables.load_benchmark(results), claims); "
+        "[figures.save(fig, out + '/quick', name) for name, (fig, _) in drawn.items()]"
+    )
     env = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen([sys.executable, "-c", code, str(results), str(tmp_path)], env=env) as other:
         for name, (fig, _) in drawn.items():
             figures.save(fig, tmp_path / "here", name)
     names = set(drawn)
     assert other.returncode == 0
-    assert names == {"learning_curves", "confusion", "accuracy_parameters", "accuracy_macs", "latency",
-                     "latency_gpu", "length", "architecture", "features"}
+    assert names == {
+        "learning_curves",
+        "confusion",
+        "accuracy_parameters",
+        "accuracy_macs",
+        "latency",
+        "latency_gpu",
+        "length",
+        "architecture",
+        "features",
+    }
     for name in names:
         for kind, start in (("pdf", b"%PDF"), ("png", b"\x89PNG")):
             saved = (tmp_path / "here" / f"{name}.{kind}").read_bytes()
@@ -277,8 +348,9 @@ def test_measured_and_published_accuracy_share_axes_only_on_the_same_test_set(cl
     assert len(apart) == 2 and "synthetic corpus “beeps”" in apart[0].get_ylabel()
     assert [line.get_ydata()[0] for line in apart[0].lines if line.get_marker() == "o"] == [90.0]
     claimed = [line.get_ydata()[0] for line in apart[1].lines if line.get_marker() == "x"]
-    assert claimed == [float(e["claimed"]["accuracy"]) for e in claims["models"].values()
-                       if e["claimed"] and e["claimed"]["accuracy"]]
+    assert claimed == [
+        float(e["claimed"]["accuracy"]) for e in claims["models"].values() if e["claimed"] and e["claimed"]["accuracy"]
+    ]
     run["labels"], run["test"]["n"] = [str(i) for i in range(35)], claims["v2_35"]["test_clips"]
     assert len(figures.accuracy_against([run], claims).axes) == 2  # synthetic never does
     run["corpus"]["synthetic"] = False
@@ -314,11 +386,15 @@ def test_confusion_rows_sum_to_the_spoken_word_and_counts_stand_in_cells():
     assert sorted(int(text.get_text()) for text in ax.texts) == [1, 2, 3, 17, 18, 19]
 
 
-@pytest.mark.parametrize("kind, n_mels, shapes", [
-    ("mel", 128, ["(B, 63, 128)", "(B, 32, 31, 64)", "(B, 31, 2048)", "(B, 31, 192)", "(B, 192)", "(B, 12)"]),
-    ("mfcc", 40, ["(B, 63, 40)", "(B, 63, 192)", "(B, 63, 384)", "(B, 192)", "(B, 12)"])])
+@pytest.mark.parametrize(
+    "kind, n_mels, shapes",
+    [
+        ("mel", 128, ["(B, 63, 128)", "(B, 32, 31, 64)", "(B, 31, 2048)", "(B, 31, 192)", "(B, 192)", "(B, 12)"]),
+        ("mfcc", 40, ["(B, 63, 40)", "(B, 63, 192)", "(B, 63, 384)", "(B, 192)", "(B, 12)"]),
+    ],
+)
 def test_architecture_shapes_follow_from_its_arguments(kind, n_mels, shapes):
-    ax, = figures.architecture(192, 5, n_mels, n_classes=12, kind=kind).axes
+    (ax,) = figures.architecture(192, 5, n_mels, n_classes=12, kind=kind).axes
     texts = [text.get_text() for text in ax.texts]
     assert set(shapes) <= set(texts) and "Mamba block\n× 5" in texts
 

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import kwslib
-from kwslib import predict as program
-from kwslib.features import WaveToSpec
+from kwslib import cli as program
+from kwslib.checkpoint import save_checkpoint
+from kwslib.data.features import WaveToSpec
 from kwslib.io import KwsError, cli
-from kwslib.models import build
-from kwslib.spotter import KeywordSpotter, load, save_checkpoint
+from kwslib.models.registry import build
+from kwslib.spotter import KeywordSpotter, load
 
 sf = pytest.importorskip("soundfile")
 LABELS = ["down", "go", "up", "yes"]
@@ -90,9 +91,7 @@ def test_any_sound_gets_an_answer(spotter, plain, seconds, rate, channels, kind)
     p = [probability for _, probability in answer]
     assert sorted(label for label, _ in answer) == LABELS
     assert p == sorted(p, reverse=True) and sum(p) == pytest.approx(1, abs=1e-5) and min(p) >= 0
-    np.testing.assert_allclose(
-        values(answer), plain(seconds, rate), atol=0.02
-    )  # neither channels nor integers matter
+    np.testing.assert_allclose(values(answer), plain(seconds, rate), atol=0.02)  # neither channels nor integers matter
 
 
 def test_rates_agree(spotter):
@@ -134,9 +133,7 @@ def test_of_a_long_recording_the_surest_window_answers(spotter, at):
 
 def test_an_hour_is_not_one_batch(spotter, monkeypatch):
     sizes, logits = [], spotter.logits
-    monkeypatch.setattr(
-        spotter, "logits", lambda w, s: sizes.append(len(w)) or logits(w[:1], s[:1]).expand(len(w), -1)
-    )
+    monkeypatch.setattr(spotter, "logits", lambda w, s: sizes.append(len(w)) or logits(w[:1], s[:1]).expand(len(w), -1))
     spotter.predict(np.zeros(16000 * 120, np.float32), 16000)
     assert sum(sizes) == 477 and max(sizes) <= 64
 
@@ -186,9 +183,7 @@ def bad_sounds(folder):
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["missing.wav", "text.wav", "nothing.wav", "samples.raw", "empty.wav", "nan.wav"]
-)
+@pytest.mark.parametrize("name", ["missing.wav", "text.wav", "nothing.wav", "samples.raw", "empty.wav", "nan.wav"])
 def test_bad_sounds(spotter, checkpoint, tmp_path, monkeypatch, capsys, name):
     match = bad_sounds(tmp_path)[name]
     with pytest.raises(KwsError, match=f"{name}.*{match}"):
@@ -221,7 +216,7 @@ def test_bad_samples(spotter, wave, rate, match):
 
 def rewritten(path, target, **changes):
     """A copy of a checkpoint whose card says something else."""
-    from kwslib.spotter import read_checkpoint
+    from kwslib.checkpoint import read_checkpoint
 
     weights, card = read_checkpoint(path)
     save_checkpoint(target, weights, {**card, **changes})

@@ -12,15 +12,15 @@ from kwslib.io import KwsError
 from kwslib.scan import BACKENDS, selective_scan
 
 numba = pytest.importorskip("numba")
-from kwslib import scan_cpu, scan_math  # noqa: E402
+from kwslib.scan import cpu as scan_cpu  # noqa: E402
+from kwslib.scan import cpu_math as scan_math
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 SEQUENCES = ("u", "delta", "B", "C", "z")
 USUAL = {"delta_softplus": True, "layout": "bld"}
 
 
-def inputs(batch, length, channels, state, seed=0, delta_scale=1.0, absent=(), layout="bld",
-           dtype=torch.float32):  # fmt: skip
+def inputs(batch, length, channels, state, seed=0, delta_scale=1.0, absent=(), layout="bld", dtype=torch.float32):
     """Arguments of the scan by name, with tensors that require gradients."""
     g = torch.Generator().manual_seed(seed)
 
@@ -28,11 +28,17 @@ def inputs(batch, length, channels, state, seed=0, delta_scale=1.0, absent=(), l
         return torch.randn(*shape, generator=g)
 
     sequence = {"bld": lambda k: normal(batch, length, k), "bdl": lambda k: normal(batch, k, length)}[layout]
-    tensors = {"u": sequence(channels), "delta": delta_scale * sequence(channels),
-               "A": -normal(channels, state).exp(), "B": sequence(state), "C": sequence(state),
-               "D": normal(channels), "z": sequence(channels),
-               "delta_bias": delta_scale * normal(channels),
-               "initial_state": normal(batch, channels, state)}  # fmt: skip
+    tensors = {
+        "u": sequence(channels),
+        "delta": delta_scale * sequence(channels),
+        "A": -normal(channels, state).exp(),
+        "B": sequence(state),
+        "C": sequence(state),
+        "D": normal(channels),
+        "z": sequence(channels),
+        "delta_bias": delta_scale * normal(channels),
+        "initial_state": normal(batch, channels, state),
+    }
     return {k: None if k in absent else v.to(dtype).requires_grad_() for k, v in tensors.items()}
 
 
@@ -163,8 +169,10 @@ def test_pieces_with_carried_state_equal_the_whole(length, piece):
     pieces = torch.cat(ys, 1)
     assert torch.equal(pieces, whole) and torch.equal(state, last)
     weights = torch.randn(whole.shape, generator=torch.Generator().manual_seed(0))
-    grads = [torch.autograd.grad((y * weights).sum() + h.sum(), [tensors[k] for k in NAMES])
-             for y, h in ((whole, last), (pieces, state))]  # fmt: skip
+    grads = [
+        torch.autograd.grad((y * weights).sum() + h.sum(), [tensors[k] for k in NAMES])
+        for y, h in ((whole, last), (pieces, state))
+    ]
     assert_close(dict(zip(NAMES, grads[1])), {k: g.double() for k, g in zip(NAMES, grads[0])}, 1e-5)
 
 
@@ -198,15 +206,16 @@ def test_the_operator_is_registered_soundly():
     for absent in ((), ("D", "z", "delta_bias", "initial_state")):
         tensors = inputs(2, 35, 5, 3, absent=absent)
         arguments = (*(tensors[k] for k in NAMES), True, True)
-        torch.library.opcheck(torch.ops.kwslib.scan.default, arguments,
-                              test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
-                              )  # fmt: skip
+        torch.library.opcheck(
+            torch.ops.kwslib.scan.default,
+            arguments,
+            test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+        )
 
 
 def test_compiled_function_equals_eager():
     tensors = inputs(2, 35, 5, 3, absent=("initial_state",))
-    compiled = torch.compile(lambda t: selective_scan(**t, **USUAL), backend="aot_eager",
-                             fullgraph=True)  # fmt: skip
+    compiled = torch.compile(lambda t: selective_scan(**t, **USUAL), backend="aot_eager", fullgraph=True)
     results = []
     for scan in (compiled, lambda t: selective_scan(**t, **USUAL)):
         y = scan(tensors)
@@ -245,12 +254,15 @@ def over(function, x):
     return out
 
 
-@pytest.mark.parametrize("name, exact, low, high, ulps", [
-    ("exp2", np.exp2, -126, 127.4, 1.5),
-    ("exp", np.exp, -87.3, 88, 2),
-    ("sigmoid", lambda x: 1 / (1 + np.exp(-x)), -87, 100, 3),
-    ("log1pexp", lambda x: np.logaddexp(0, x), -87, 100, 3.5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, exact, low, high, ulps",
+    [
+        ("exp2", np.exp2, -126, 127.4, 1.5),
+        ("exp", np.exp, -87.3, 88, 2),
+        ("sigmoid", lambda x: 1 / (1 + np.exp(-x)), -87, 100, 3),
+        ("log1pexp", lambda x: np.logaddexp(0, x), -87, 100, 3.5),
+    ],
+)
 def test_vector_functions_are_accurate_to_a_few_ulp(name, exact, low, high, ulps):
     near_zero = np.random.default_rng(0).normal(size=100_000) * np.logspace(-6, 0, 100_000)
     x = np.sort(np.concatenate([np.linspace(low, high, 300_000), near_zero])).astype(np.float32)

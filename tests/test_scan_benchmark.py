@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 
-from kwslib import benchmark_scan, benchmark_training, mamba, scan_report
-from kwslib.models import build
+from kwslib.models import mamba
+from kwslib.models.registry import build
 from kwslib.scan import selective_scan
+from paper import benchmark_scan, benchmark_training, scan_report
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_scan import NAMES, SEQUENCES, USUAL, assert_close, double, everything, inputs
 
-from kwslib import scan
 from kwslib.io import KwsError
 from kwslib.scan import BACKENDS, selective_scan
+from kwslib.scan import reference as scan
 
 GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 pytest.importorskip("triton", reason="Triton exists for Linux only")
-from kwslib import scan_triton  # noqa: E402
+from kwslib.scan import triton as scan_triton  # noqa: E402
 
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 TRITON = {**USUAL, "backend": "triton"}
@@ -42,16 +42,19 @@ def compare(arguments, tolerance=2e-5, **options):
     return got
 
 
-@pytest.mark.parametrize("sizes, options", [
-    ((1, 1, 5, 3), {}),
-    ((2, 3, 8, 1), {"absent": ("D", "z")}),
-    ((1, 4, 33, 16), {"layout": "bdl"}),
-    ((2, 5, 70, 16), {"absent": ("delta_bias", "initial_state")}),
-    ((1, 9, 20, 20), {"delta_scale": 30.0}),
-    ((1, 6, 17, 2), {"delta_scale": 1e-3, "absent": OPTIONAL}),
-    ((1, 13, 9, 64), {"layout": "bdl", "absent": ("z",)}),
-    ((0, 3, 4, 2), {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "sizes, options",
+    [
+        ((1, 1, 5, 3), {}),
+        ((2, 3, 8, 1), {"absent": ("D", "z")}),
+        ((1, 4, 33, 16), {"layout": "bdl"}),
+        ((2, 5, 70, 16), {"absent": ("delta_bias", "initial_state")}),
+        ((1, 9, 20, 20), {"delta_scale": 30.0}),
+        ((1, 6, 17, 2), {"delta_scale": 1e-3, "absent": OPTIONAL}),
+        ((1, 13, 9, 64), {"layout": "bdl", "absent": ("z",)}),
+        ((0, 3, 4, 2), {}),
+    ],
+)
 def test_values_and_gradients_equal_the_plain_loop(sizes, options):
     compare(tensors(*sizes, **options), layout=options.get("layout", "bld"))
 
@@ -89,8 +92,9 @@ def test_extreme_steps_and_gates():
 
 def test_small_steps_are_as_precise_as_large_ones():
     """softplus(-12) = 6e-6; the logarithm of 1 + e**-12 in float32 would be off by a percent."""
-    arguments = {k: v.detach() for k, v in tensors(1, 5, 9, 3, absent=("D", "z", "initial_state")).items()
-                 if v is not None}  # fmt: skip
+    arguments = {
+        k: v.detach() for k, v in tensors(1, 5, 9, 3, absent=("D", "z", "initial_state")).items() if v is not None
+    }
     arguments |= {k: arguments[k].abs() for k in ("u", "B", "C")}  # so that no sum cancels
     arguments["delta_bias"] = arguments["delta_bias"] - 12
     exact = selective_scan(**{k: v.double() for k, v in arguments.items()}, **USUAL, backend="reference")
@@ -180,9 +184,11 @@ def test_not_a_number_is_not_hidden():
 def test_the_operator_is_registered_soundly():
     for absent in ((), OPTIONAL):
         arguments = tensors(1, 5, 5, 3, absent=absent)
-        torch.library.opcheck(torch.ops.kwslib.scan_triton.default, (*(arguments[k] for k in NAMES), True, True),
-                              test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
-                              )  # fmt: skip
+        torch.library.opcheck(
+            torch.ops.kwslib.scan.triton.default,
+            (*(arguments[k] for k in NAMES), True, True),
+            test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
+        )
 
 
 def test_compiled_function_equals_eager():
@@ -198,10 +204,12 @@ def test_compiled_function_equals_eager():
 
 def chosen(monkeypatch, device, **options):
     """The name of the backend that runs for tensors on `device`, none of which is really run."""
+
     def stub(name):
         def run(*arguments):
             ran.append(name)
             return arguments[0], None
+
         return run
 
     ran = []
@@ -280,8 +288,9 @@ def test_the_authors_kernel_gets_what_it_demands(monkeypatch, layout):
     arguments |= {k: arguments[k].detach().bfloat16().requires_grad_() for k in ("D", "B", "delta_bias")}
     results = []
     for backend in ("mamba_ssm", "reference"):
-        y, last = selective_scan(**arguments, delta_softplus=True, layout=layout, return_last_state=True,
-                                 backend=backend)  # fmt: skip
+        y, last = selective_scan(
+            **arguments, delta_softplus=True, layout=layout, return_last_state=True, backend=backend
+        )
         grads = torch.autograd.grad(y.square().sum(), [arguments[k] for k in NAMES[:8]], retain_graph=True)
         results.append((y, last, *grads))
         if backend == "mamba_ssm":

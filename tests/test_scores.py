@@ -5,7 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
-from kwslib import metrics, robustness, scores
+from kwslib import metrics
+from paper import robustness
+from paper import statistics as scores
 
 
 def test_report_agrees_with_scikit_learn():
@@ -34,7 +36,7 @@ def test_paired_bootstrap_finds_a_difference_and_finds_none():
     base = rng.random(1500) < 0.9
     better = base | (rng.random(1500) < 0.3)
     found = scores.paired_bootstrap(better, base, speakers, 2000)
-    assert found["difference"] == pytest.approx((better.mean() - base.mean()))
+    assert found["difference"] == pytest.approx(better.mean() - base.mean())
     assert found["interval"][0] > 0 and found["p"] <= 0.01
     assert scores.paired_bootstrap(base, better, speakers, 2000)["difference"] == -found["difference"]
     same = scores.paired_bootstrap(base, base, speakers, 1000)
@@ -86,7 +88,7 @@ def test_noise_is_mixed_at_the_ratio_asked_for(snr):
 
 def test_pink_noise_falls_three_decibels_an_octave():
     power = torch.fft.rfft(robustness.pink(200, 16000, torch.Generator().manual_seed(0))).abs().square().mean(0)
-    octaves = torch.stack([power[2**k:2**(k + 1)].mean() for k in range(5, 13)])
+    octaves = torch.stack([power[2**k : 2 ** (k + 1)].mean() for k in range(5, 13)])
     assert torch.allclose(octaves[:-1] / octaves[1:], torch.tensor(2.0), rtol=0.1)
 
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def shipped(root):
-    found = sorted((root / "shipped").glob("*.safetensors"))
+    found = sorted((root / "kwslib/pretrained").glob("*.safetensors"))
     assert found
     return found
 
@@ -23,8 +23,14 @@ def test_a_shipped_model_is_the_run_that_its_card_tells_of(shipped, root):
     for path in shipped:
         card, text = kwslib.load(path).card, path.with_suffix(".md").read_text()
         run = read_json(root / "results" / "subset" / "runs" / f"{card['model']}-{card['recipe']['seed']}.json", "run")
-        assert card["recipe"] == run["config"] and card["labels"] == run["labels"] and card["validation"] == run["validation"]
-        assert card["corpus"]["checksum"] == run["corpus"]["checksum"] and f"{100 * run['test']['accuracy']:.2f} %" in text
+        assert (
+            card["recipe"] == run["config"]
+            and card["labels"] == run["labels"]
+            and card["validation"] == run["validation"]
+        )
+        assert (
+            card["corpus"]["checksum"] == run["corpus"]["checksum"] and f"{100 * run['test']['accuracy']:.2f} %" in text
+        )
         assert path.stat().st_size < 2_000_000
 
 

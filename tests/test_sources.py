@@ -5,7 +5,8 @@ from collections import Counter
 
 import numpy as np
 
-from kwslib.sources import to_int16, which_set
+from kwslib.data.audio import to_int16
+from kwslib.data.folder import which_set
 
 
 def test_int16_is_exact():

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from kwslib import streaming
 from kwslib.benchmark import spotter_of
 from kwslib.io import KwsError
-from kwslib.streaming import Stream, count, detections, make_stream, match, operating_point, sweep, thresholds_of
+from paper import streaming
+from paper.streaming import Stream, count, detections, make_stream, match, operating_point, sweep, thresholds_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,8 +25,15 @@ def corpus():
     waves = np.zeros((len(rows), 16000), np.int16)
     for i, n in enumerate(samples):
         waves[i, :n] = (8000 + 500 * i) * np.sign(np.sin(np.arange(n) * 0.3))
-    return SimpleNamespace(root="made", waves=waves, words=words, speakers=speakers, splits=splits, samples=samples,
-                           noise=rng.normal(0, 300, 40 * 16000).astype(np.int16))
+    return SimpleNamespace(
+        root="made",
+        waves=waves,
+        words=words,
+        speakers=speakers,
+        splits=splits,
+        samples=samples,
+        noise=rng.normal(0, 300, 40 * 16000).astype(np.int16),
+    )
 
 
 def test_events_are_where_they_are_said_to_be(corpus):
@@ -37,7 +44,7 @@ def test_events_are_where_they_are_said_to_be(corpus):
     for start, end, word in stream.events:
         first, last = round(start * 16000), round(end * 16000)
         rows = np.flatnonzero((corpus.words == word) & (corpus.samples == last - first))
-        cut = stream.wave[first:last] - corpus.waves[rows[0], :last - first] / 32768
+        cut = stream.wave[first:last] - corpus.waves[rows[0], : last - first] / 32768
         assert np.abs(cut).max() < 0.1 * np.abs(stream.wave[first:last]).max()  # what is left is the noise
         heard |= set(corpus.splits[rows])
     assert heard == {"testing"}
@@ -70,7 +77,9 @@ def test_detections_smooth_and_rest():
     words = ["_unknown_"] * 5 + ["yes"] * 4 + ["_unknown_"] * 5 + ["no"] + ["_unknown_"] * 9
     times = 1 + 0.1 * np.arange(len(words))
     p = posteriors(words, tuple(LABELS))
-    assert detections(p, times, LABELS, 0.8, 0.2, 0.8) == [(pytest.approx(1.6), "yes")]  # the second step of yes; one of no is too few
+    assert detections(p, times, LABELS, 0.8, 0.2, 0.8) == [
+        (pytest.approx(1.6), "yes")
+    ]  # the second step of yes; one of no is too few
     assert [w for _, w in detections(p, times, LABELS, 0.8, 0.1, 0.8)] == ["yes", "no"]
     assert [w for _, w in detections(p, times, LABELS, 0.8, 0.1, refractory=0.2)] == ["yes", "yes", "no"]
     assert [w for _, w in detections(p, times, LABELS, 0.8, 0.1, refractory=2)] == ["yes"]
@@ -99,7 +108,9 @@ def test_counts_by_hand():
     result = count(found, stream)
     # spotted: the first yes and the last no; late: 32.1; wrong word: 20.9; twice: 11.2; nothing there: 50
     assert result["miss_rate"] == 0.5 and result["alarms_per_hour"] == pytest.approx(4 / 0.5)
-    assert match(found, stream) == [pytest.approx(-0.1), None, None, pytest.approx(-0.8)] and result["false_alarms"] == 4
+    assert (
+        match(found, stream) == [pytest.approx(-0.1), None, None, pytest.approx(-0.8)] and result["false_alarms"] == 4
+    )
     assert result["delay_s"] == pytest.approx(np.median([-0.1, -0.8])) and result["n"] == 4
 
 
@@ -121,15 +132,22 @@ def test_thresholds_reach_from_every_step_to_the_surest():
 def test_words_that_were_heard_in_training_do_not_come_in_validation(corpus):
     def others(heard):
         stream = make_stream(corpus, ["yes", "no"], "validation", 0.1, 3, heard, keyword_share=0.0, snr=(60, 60))
-        peaks = {round(float(np.abs(stream.wave[i:i + 16000]).max()) * 32768) for i in range(0, len(stream.wave) - 16000, 8000)}
-        return {i for i in np.flatnonzero(corpus.words == "tree") if any(abs(8000 + 500 * i - peak) < 100 for peak in peaks)}
+        peaks = {
+            round(float(np.abs(stream.wave[i : i + 16000]).max()) * 32768)
+            for i in range(0, len(stream.wave) - 16000, 8000)
+        }
+        return {
+            i for i in np.flatnonzero(corpus.words == "tree") if any(abs(8000 + 500 * i - peak) < 100 for peak in peaks)
+        }
 
     assert {corpus.splits[i] for i in others(True)} == {"validation"}
     assert {corpus.splits[i] for i in others(False)} == {"validation", "training"}
 
 
 def test_operating_point_is_the_most_sensitive_that_is_allowed():
-    curve = [{"threshold": t, "alarms_per_hour": a} for t, a in ((0.1, 9), (0.3, 0.4), (0.5, 0.6), (0.7, 0.5), (0.9, 0))]
+    curve = [
+        {"threshold": t, "alarms_per_hour": a} for t, a in ((0.1, 9), (0.3, 0.4), (0.5, 0.6), (0.7, 0.5), (0.9, 0))
+    ]
     assert operating_point(curve)["threshold"] == 0.7  # 0.3 is quiet by luck: 0.5 is not
     assert operating_point(curve, 0.0)["threshold"] == 0.9
     assert operating_point([{"threshold": 0.9, "alarms_per_hour": 7}])["threshold"] == 0.9  # none is quiet enough
@@ -138,7 +156,13 @@ def test_operating_point_is_the_most_sensitive_that_is_allowed():
 def test_a_higher_threshold_spots_less():
     rng = np.random.default_rng(0)
     p = rng.dirichlet([0.3] * 3, 5000)
-    curve = sweep(p, 0.1 * np.arange(5000), LABELS, stream_of([(5.0 * i, 5.0 * i + 1, "yes") for i in range(99)]), [0.3, 0.6, 0.9, 0.999])
+    curve = sweep(
+        p,
+        0.1 * np.arange(5000),
+        LABELS,
+        stream_of([(5.0 * i, 5.0 * i + 1, "yes") for i in range(99)]),
+        [0.3, 0.6, 0.9, 0.999],
+    )
     spotted = [c["alarms_per_hour"] * c["hours"] + c["n"] * (1 - c["miss_rate"]) for c in curve]
     assert spotted == sorted(spotted, reverse=True) and spotted[0] > spotted[-1]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from kwslib.corpus import Corpus
+from kwslib.data.corpus import Corpus
+from kwslib.data.tasks import COMMANDS, V2_35, noise_of, select, task_labels
 from kwslib.io import KwsError
-from kwslib.tasks import COMMANDS, V2_35, noise_of, select, task_labels
 
 
 def corpus_of(words, each=(10, 5, 5), noise_seconds=25):
@@ -62,17 +62,20 @@ def test_no_noise_is_heard_in_two_splits():
     assert [len(h) for h in heard] == [16, 2, 2] and len(set.union(*heard)) == 20
 
 
-@pytest.mark.parametrize("task, split, match, options", [
-    (["up", "left"], "training", "no word left; choose from: down, up", {}),
-    ("v2-35", "training", "no word backward", {}),
-    ("v2-12", "training", "no word yes", {}),
-    ("v3", "training", "'v3' is not known", {}),
-    ([], "training", "none is asked for", {}),
-    ("all", "train", "'train' is not known", {}),
-    ("all", "validation", "no validation clips", {"each": (3, 0, 3)}),
-    (["up", "_silence_"], "training", "less than 10 s", {"noise_seconds": 0}),
-    (["up", "down", "_unknown_"], "training", "no other words", {}),
-])
+@pytest.mark.parametrize(
+    "task, split, match, options",
+    [
+        (["up", "left"], "training", "no word left; choose from: down, up", {}),
+        ("v2-35", "training", "no word backward", {}),
+        ("v2-12", "training", "no word yes", {}),
+        ("v3", "training", "'v3' is not known", {}),
+        ([], "training", "none is asked for", {}),
+        ("all", "train", "'train' is not known", {}),
+        ("all", "validation", "no validation clips", {"each": (3, 0, 3)}),
+        (["up", "_silence_"], "training", "less than 10 s", {"noise_seconds": 0}),
+        (["up", "down", "_unknown_"], "training", "no other words", {}),
+    ],
+)
 def test_refusals(task, split, match, options):
     with pytest.raises(KwsError, match=match):
         select(corpus_of(["up", "down"], **options), task, split)

@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from kwslib import io as kws_io
-from kwslib import train as training
-from kwslib.config import Config
-from kwslib.corpus import load_corpus
-from kwslib.distil import soft_targets
+from kwslib.checkpoint import read_checkpoint, save_checkpoint
+from kwslib.data.corpus import load_corpus
+from kwslib.data.tasks import select
 from kwslib.io import KwsError, read_csv, write_csv, write_json
-from kwslib.spotter import load, read_checkpoint, save_checkpoint
-from kwslib.tasks import select
+from kwslib.spotter import load
+from kwslib.training import loop as training
+from kwslib.training.config import Config
+from kwslib.training.distil import soft_targets
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = {"high": 2400, "low": 300, "middle": 900}
@@ -43,24 +44,55 @@ def corpus(tmp_path_factory):
                 samples = int(rng.integers(9000, 16001))
                 wave = 3000 * np.sin(2 * np.pi * hz * pitch * np.arange(16000) / 16000) + rng.normal(0, 1000, 16000)
                 waves.append(np.where(np.arange(16000) < samples, wave, 0).astype(np.int16))
-                rows.append({"path": f"{word}/s{i}_nohash_{take}.wav", "word": word, "speaker": f"s{i}", "split": split,
-                             "samples": samples})
+                rows.append(
+                    {
+                        "path": f"{word}/s{i}_nohash_{take}.wav",
+                        "word": word,
+                        "speaker": f"s{i}",
+                        "split": split,
+                        "samples": samples,
+                    }
+                )
     root.mkdir()
     np.save(root / "waves.npy", np.array(waves))
     np.save(root / "noise.npy", rng.normal(0, 500, 10 * 16000).astype(np.int16))
     write_csv(root / "index.csv", rows)
-    write_json(root / "card.json", {
-        "name": "tones", "source": "made", "synthetic": True, "licence": "CC0", "attribution": "", "checksum": "0" * 64,
-        "clips": {s: 12 * n for s, n in SPLITS.items()}, "speakers": SPLITS,
-        "words": {w: {s: 4 * n for s, n in SPLITS.items()} for w in WORDS}})
+    write_json(
+        root / "card.json",
+        {
+            "name": "tones",
+            "source": "made",
+            "synthetic": True,
+            "licence": "CC0",
+            "attribution": "",
+            "checksum": "0" * 64,
+            "clips": {s: 12 * n for s, n in SPLITS.items()},
+            "speakers": SPLITS,
+            "words": {w: {s: 4 * n for s, n in SPLITS.items()} for w in WORDS},
+        },
+    )
     return root
 
 
 def recipe(corpus, out, **changes):
     small = dict(
-        model="keyword_cnn", n_mels=16, n_fft=2048, hop_length=1600, epochs=3, batch_size=16, lr=5e-3, grad_clip=1.0,
-        freq_mask=[1, 2], time_mask=[1, 2], shift_ms=20, noise=[0, 0.005], background_snr=[10, 30],
-        precision="fp32", device="cpu", threads=1)
+        model="keyword_cnn",
+        n_mels=16,
+        n_fft=2048,
+        hop_length=1600,
+        epochs=3,
+        batch_size=16,
+        lr=5e-3,
+        grad_clip=1.0,
+        freq_mask=[1, 2],
+        time_mask=[1, 2],
+        shift_ms=20,
+        noise=[0, 0.005],
+        background_snr=[10, 30],
+        precision="fp32",
+        device="cpu",
+        threads=1,
+    )
     return Config(**{**small, "corpus": corpus, "out": out, **changes})
 
 
@@ -112,9 +144,7 @@ def test_bf16(corpus, tmp_path):
     assert card["training"]["precision"] == "bf16"
     weights, _ = read_checkpoint(tmp_path / "run")
     assert all(w.isfinite().all() for w in weights.values())
-    assert {w.dtype for w in weights.values()} == {
-        torch.float32
-    }  # autocast computes in bf16, the weights stay
+    assert {w.dtype for w in weights.values()} == {torch.float32}  # autocast computes in bf16, the weights stay
 
 
 def test_a_loss_that_is_no_number_is_told(corpus, tmp_path):
@@ -141,7 +171,11 @@ def test_a_student_learns_what_its_teacher_says(corpus, tmp_path, finished):
     weights, card = read_checkpoint(finished[0])
     last = [k for k, v in weights.items() if v.shape[:1] == (3,)]
     assert last  # a teacher that calls each word by the next one's name
-    save_checkpoint(tmp_path / "wrong" / "model.safetensors", {k: v.roll(1, 0) if k in last else v for k, v in weights.items()}, card)
+    save_checkpoint(
+        tmp_path / "wrong" / "model.safetensors",
+        {k: v.roll(1, 0) if k in last else v for k, v in weights.items()},
+        card,
+    )
     taught = dict(epochs=6, teachers=[tmp_path / "wrong"], temperature=1.0)
     assert run(corpus, tmp_path / "believes", distillation=1.0, **taught)["validation"]["accuracy"] < 0.35
     assert run(corpus, tmp_path / "doubts", distillation=0.1, **taught)["validation"]["accuracy"] > 0.8
@@ -157,7 +191,9 @@ def test_a_teacher_of_other_words_is_refused(corpus, tmp_path, finished):
 def test_a_checkpoint_from_before_a_key_was_known_is_the_same_run(finished):
     card = finished[1]
     older = {**card, "recipe": {k: v for k, v in card["recipe"].items() if k not in ("teachers", "mixup")}}
-    assert training.same_run(older, card) and not training.same_run(older, {**card, "recipe": {**card["recipe"], "mixup": 0.2}})
+    assert training.same_run(older, card) and not training.same_run(
+        older, {**card, "recipe": {**card["recipe"], "mixup": 0.2}}
+    )
 
 
 # -- what lies in the folder
@@ -231,7 +267,9 @@ def broken_after(monkeypatch, writes):
     monkeypatch.setattr(kws_io.os, "replace", stop)
 
 
-@pytest.mark.parametrize("changes", [{}, {"ema": 0.9, "mixup": 0.4, "optimizer": "novograd", "lr": 0.02}], ids=["plain", "averaged"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"ema": 0.9, "mixup": 0.4, "optimizer": "novograd", "lr": 0.02}], ids=["plain", "averaged"]
+)
 def test_a_run_stopped_at_any_write_ends_with_the_same_bits(corpus, tmp_path, monkeypatch, changes):
     whole = tmp_path / "whole"
     run(corpus, whole, epochs=2, **changes)
@@ -264,9 +302,7 @@ def test_a_killed_run_ends_with_the_same_bits(corpus, tmp_path):
     for epoch in (2, 5):
         child = server.Process(target=training.train, args=(recipe(corpus, out, epochs=epochs), False))
         child.start()
-        while child.is_alive() and not (
-            (out / "history.csv").exists() and len(read_csv(out / "history.csv")) >= epoch
-        ):
+        while child.is_alive() and not ((out / "history.csv").exists() and len(read_csv(out / "history.csv")) >= epoch):
             time.sleep(0.001)
         child.kill()  # as it writes the epoch, or soon after
         child.join()
@@ -285,13 +321,36 @@ def test_a_killed_run_ends_with_the_same_bits(corpus, tmp_path):
 
 def test_two_processes_train_one_model(corpus, tmp_path):
     """As torchrun and accelerate start them; the guard against a process that fails or writes beside the first."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "kwslib.train", "--model", "keyword_cnn",
-               "--corpus", str(corpus), "--out", str(tmp_path / "run"), "--epochs", "2", "--batch_size", "16", "--lr", "3e-3", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "kwslib.train",
+        "--model",
+        "keyword_cnn",
+        "--corpus",
+        str(corpus),
+        "--out",
+        str(tmp_path / "run"),
+        "--epochs",
+        "2",
+        "--batch_size",
+        "16",
+        "--lr",
+        "3e-3",
+        "--device",
+        "cpu",
+    ]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best validation accuracy") == 1
     card = read_checkpoint(tmp_path / "run")[1]
-    assert card["finished"] and card["training"]["processes"] == 2 and len(read_csv(tmp_path / "run" / "history.csv")) == 2
+    assert (
+        card["finished"] and card["training"]["processes"] == 2 and len(read_csv(tmp_path / "run" / "history.csv")) == 2
+    )
 
 
 def test_a_damaged_resume_file_is_named(corpus, tmp_path):
@@ -322,9 +381,7 @@ def test_guard_goes_back_and_slower(corpus, tmp_path, monkeypatch):
         return all(torch.equal(a[k], b[k]) for k in a)
 
     assert equal(starts[2][0], ends[1]) and not equal(starts[3][0], ends[2])
-    assert (
-        equal(starts[3][0], ends[0]) and starts[3][1] == 0 and starts[2][1] > 0
-    )  # best weights, no momentum
+    assert equal(starts[3][0], ends[0]) and starts[3][1] == 0 and starts[2][1] > 0  # best weights, no momentum
     assert scales == [1, 1, 1, pytest.approx(0.2)]
     lr = [float(h["lr"]) for h in read_csv(tmp_path / "run" / "history.csv")]
     assert lr[3] == pytest.approx(5e-3 * 0.005 / 5)

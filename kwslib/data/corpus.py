@@ -1,0 +1,272 @@
+"""One packed corpus from any source: waveforms that training can map into memory, an index, a card.
+
+A corpus folder holds `waves.npy` (int16, clips x 16,000, shorter clips padded with zeros), `index.csv`
+(path, word, speaker, split, samples), `noise.npy` (all background noise end to end) and `card.json` (source,
+licence, checksums, counts). `pack` decodes every file once, in worker processes, and appends the clips in
+order to `<out>.partial/waves.npy`, with one line in a journal per clip; a run that was killed goes on after
+its last line and ends with the same bytes.
+
+    python -m kwslib.corpus ../speech_commands_subset.zip data/subset
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import multiprocessing
+import os
+import threading
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kwslib.data.audio import Unreadable
+from kwslib.data.fetch import progress
+from kwslib.data.folder import SPLITS, Folder, SpeechCommands
+from kwslib.data.synthetic import Synthetic
+from kwslib.io import (
+    CLIP,
+    SAMPLE_RATE,
+    KwsError,
+    cli,
+    cores,
+    file_hash,
+    read_csv,
+    read_json,
+    replacing,
+    write_csv,
+    write_json,
+)
+
+PIECE = 128  # clips that a worker takes at a time: 4 MB
+HEADER = 128  # bytes before the samples in waves.npy
+
+
+@dataclass
+class Corpus:
+    """A packed corpus. waves: int16 (clips, 16000), memory-mapped; noise: int16 (n,), perhaps empty;
+    paths, words, speakers, splits: str (clips,); samples: int64 (clips,), the true length of each clip."""
+
+    root: Path
+    card: dict
+    waves: np.ndarray
+    noise: np.ndarray
+    paths: np.ndarray
+    words: np.ndarray
+    speakers: np.ndarray
+    splits: np.ndarray
+    samples: np.ndarray
+
+    @property
+    def checksum(self):
+        """SHA-256 over waves.npy and index.csv, as the card has it."""
+        return self.card["checksum"]
+
+
+def load_corpus(path):
+    """Open a packed corpus. Raises KwsError where a file of it is missing or the counts disagree."""
+    root = Path(path)
+    if not root.is_dir():
+        raise KwsError(f"corpus {path} does not exist; make it with: python -m kwslib.corpus SOURCE {path}")
+    card = read_json(root / "card.json", "card")
+    try:
+        rows = read_csv(root / "index.csv")
+        waves = np.load(root / "waves.npy", mmap_mode="r")
+        noise = np.load(root / "noise.npy")
+        columns = [np.array([r[k] for r in rows]) for k in ("path", "word", "speaker", "split")]
+        samples, counts = np.array([int(r["samples"]) for r in rows]), sum(card["clips"].values())
+    except (OSError, ValueError, EOFError, KeyError, TypeError) as e:
+        raise KwsError(f"corpus {path} is damaged ({e}); delete the folder and pack it again") from None
+    if waves.shape != (len(rows), CLIP) or waves.dtype != np.int16 or len(rows) != counts:
+        raise KwsError(
+            f"corpus {path} is damaged (waves.npy {waves.shape}, index.csv {len(rows)} and "
+            f"card.json {counts} clips); delete the folder and pack it again"
+        )
+    return Corpus(root, card, waves, noise, *columns, samples)
+
+
+def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **options):
+    """Turn a source into a packed corpus in the folder `out`, and open it.
+
+    source: "synthetic" (options speakers, snr; see synthetic.Synthetic), "speech_commands" (downloaded to
+    the folder that `out` is in; options url, md5, sha256), or a folder, zip or tar of word folders.
+    words: take only these. strict: refuse unreadable clips, which are otherwise skipped and listed in the
+    card. Returns at once where `out` already holds this corpus. Raises KwsError.
+    """
+    out = Path(out)
+    partial = out.with_name(out.name + ".partial")
+    words = sorted(set(words)) if words else None
+    if workers is not None and workers < 1:
+        raise KwsError(f"workers is {workers}; give one or more")
+    try:
+        try:
+            origin = (
+                Synthetic(words, seed, **options)
+                if source == "synthetic"
+                else SpeechCommands(out.parent, words, **options)
+                if source == "speech_commands"
+                else Folder(source, words, **options)
+            )
+        except TypeError as e:
+            raise KwsError(f"source {source} does not take these options ({e}); leave them out") from None
+        identity = {**origin.card, "options": {"words": words, "strict": strict, **origin.options}}
+        if out.exists():
+            held = read_json(out / "card.json", "card") if out.is_dir() else {}
+            if any(held.get(k) != identity[k] for k in ("source", "source_checksum", "options")):
+                raise KwsError(f"{out} holds something else; choose another folder or delete it")
+            return load_corpus(out)
+        partial.mkdir(parents=True, exist_ok=True)
+        with open(partial / "journal", "a+b") as journal:
+            _pack(origin, identity, partial, journal, workers or cores())
+            os.replace(partial, out)
+    except BrokenProcessPool:
+        raise KwsError(
+            f"a worker process died while packing {source}; run again (it goes on where it was), "
+            "with fewer workers if memory ran out; a script must call pack under if __name__ == "
+            "'__main__'"
+        ) from None
+    except OSError as e:
+        raise KwsError(
+            f"cannot pack {source} into {out} ({e}); make room or choose another folder, then "
+            "run again, it goes on where it was"
+        ) from None
+    return load_corpus(out)
+
+
+def _pack(source, identity, partial, journal, workers):
+    """Fill the folder `partial` with a whole corpus, going on from what its journal says is there."""
+    try:
+        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise KwsError(f"{partial} is being written by another run; wait for it") from None
+    journal.seek(0)
+    lines = [line for line in journal if line.endswith(b"\n")]
+    plan = json.dumps(identity).encode() + b"\n"
+    if lines[:1] != [plan]:  # new, or the work of another source: from the start
+        lines = [plan]
+        for stray in set(partial.iterdir()) - {partial / "journal"}:
+            stray.unlink()
+    journal.truncate(0)  # a half-written last line goes
+    journal.writelines(lines)
+    journal.flush()
+    source.open(partial)
+    done = [json.loads(line) for line in lines[1:]]
+    at_once = 16 * PIECE * workers
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
+    # Written, not mapped: on a full disk a write fails with an error, a mapped page with a signal.
+    with (
+        open(partial / "waves.npy", "ab") as f,
+        ProcessPoolExecutor(workers, spawn, _begin, (source,)) as pool,
+        progress(len(source.clips), f"packing {identity['name']}", len(done)) as bar,
+    ):
+        f.truncate(HEADER + sum("samples" in d for d in done) * CLIP * 2)
+        for start in range(len(done), len(source.clips), at_once):  # not all: they wait in memory
+            for wave, entry in pool.map(_decode, source.clips[start : start + at_once], chunksize=PIECE):
+                f.write(wave)
+                f.flush()
+                journal.write(json.dumps(entry).encode() + b"\n")
+                journal.flush()
+                done.append(entry)
+                bar.update()
+    _finish(source, identity, partial, list(zip(source.clips, done)))
+
+
+def _finish(source, identity, partial, done):
+    """The header of waves.npy, the index, the noise and the card; then nothing else is left in the folder."""
+    noise = source.noise()
+    skipped = source.skipped + [{"path": c.path, **d} for c, d in done if "reason" in d]
+    kept = [(c, d) for c, d in done if "samples" in d]
+    clips = [c for c, _ in kept]
+    if skipped and identity["options"]["strict"]:
+        raise KwsError(
+            f"clip {skipped[0]['path']} of {identity['origin']} is unusable: "
+            f"{skipped[0]['reason']}; mend it, or pack without strict to skip it"
+        )
+    if not clips:
+        raise KwsError(
+            f"source {identity['origin']} has no readable clips (the first, {done[0][0].path}: "
+            f"{done[0][1]['reason']}); give sound files that libsndfile reads"
+        )
+    with open(partial / "waves.npy", "r+b") as f:
+        shape = {"descr": "<i2", "fortran_order": False, "shape": (len(clips), CLIP)}
+        np.lib.format.write_array_header_1_0(f, shape)  # HEADER bytes
+        f.flush()
+        os.fsync(f.fileno())
+    write_csv(
+        partial / "index.csv",
+        [
+            {"path": c.path, "word": c.word, "speaker": c.speaker, "split": c.split, "samples": d["samples"]}
+            for c, d in kept
+        ],
+    )
+    with replacing(partial / "noise.npy") as scratch, open(scratch, "wb") as f:
+        np.save(f, noise)
+
+    def tally(splits):
+        count = Counter(splits)
+        return {split: count[split] for split in SPLITS}
+
+    write_json(
+        partial / "card.json",
+        {
+            **identity,
+            "checksum": file_hash(partial / "waves.npy", partial / "index.csv"),
+            "clips": tally(c.split for c in clips),
+            "words": {w: tally(c.split for c in clips if c.word == w) for w in sorted({c.word for c in clips})},
+            "speakers": tally(split for _, split in {(c.speaker, c.split) for c in clips}),
+            "noise_seconds": round(len(noise) / SAMPLE_RATE, 3),
+            "short": sum(d["samples"] < CLIP for _, d in kept),
+            "clipped": sum(d["clipped"] for _, d in kept),
+            "silent": sum(d["silent"] for _, d in kept),
+            "skipped": skipped,
+        },
+    )
+    (partial / "archive.zip").unlink(missing_ok=True)
+    (partial / "journal").unlink()  # last: until here, a killed run would have to be resumed
+
+
+def _begin(source):
+    """A worker starts: keep the source; end when the parent does, even when that is killed."""
+    global _source
+    _source = source
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _decode(clip):
+    """One clip, in a worker -> (the bytes of its row in waves.npy, what the journal says of it)."""
+    try:
+        wave, clipped = _source.decode(clip)
+    except Unreadable as e:
+        return b"", {"reason": str(e)}
+    entry = {"samples": len(wave), "clipped": clipped, "silent": not wave.any()}
+    return wave.tobytes().ljust(2 * CLIP, b"\0"), entry
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="python -m kwslib.corpus", description="Pack a corpus.")
+    parser.add_argument("source", help="synthetic, speech_commands, or a folder, zip or tar")
+    parser.add_argument("out", help="folder of the packed corpus")
+    parser.add_argument("--words", type=lambda text: text.split(","), help="only these, with commas between")
+    parser.add_argument("--strict", action="store_true", help="refuse unreadable clips")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--seed", type=int, default=0, help="of the synthetic corpus")
+    parser.add_argument("--speakers", type=int, nargs=3, metavar="N", help="synthetic: for each split")
+    parser.add_argument("--snr", type=float, nargs=2, metavar="DB", help="synthetic: range of the SNR")
+    card = pack(**{k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}).card
+    print(f"{card['name']}, licence: {card['licence']}")
+    for split in SPLITS:
+        print(f"  {split:10} {card['clips'][split]:6} clips, {card['speakers'][split]} speakers")
+    print(
+        f"  {len(card['words'])} words; {card['noise_seconds']} s of noise; {card['short']} clips short, "
+        f"{card['clipped']} clipped, {card['silent']} silent; {len(card['skipped'])} files skipped"
+    )
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,200 @@
+"""Where clips come from: a folder of word folders, a zip or tar of one, or Speech Commands itself.
+
+A source has a `card` (what it is, its licence, its checksum), `open(scratch)`, after which
+`clips` lists what there is, `decode(clip)`, called in worker processes, and `noise()`.
+Archives are never unpacked: clips are read where they lie in a zip (a tar, which has no random access when
+it is compressed, is first copied to one). `synthetic.py` is one more source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kwslib.data.audio import Unreadable, decode_audio, to_int16
+from kwslib.data.fetch import fetch
+from kwslib.io import CLIP, KwsError, file_hash, replacing
+
+SPLITS = ("training", "validation", "testing")
+NOISE = "_background_noise_"
+URL = "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
+MD5 = "6b74f3901214cb2c2934e98196829835"
+SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
+CC_BY = "CC BY 4.0"
+ATTRIBUTION = "Speech Commands, Pete Warden, 2018 (arXiv 1804.03209), CC BY 4.0"
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+_zip = lru_cache(maxsize=1)(zipfile.ZipFile)
+
+
+class Clip(NamedTuple):
+    path: str  # word/file, as it stands in the index
+    word: str
+    speaker: str
+    split: str
+    where: Any = None  # how the source finds it again
+
+
+def which_set(speaker):
+    """The split of a speaker by the published rule (Warden 2018, section 6; `which_set` in its README):
+    SHA-1 of the file name up to `_nohash_`, 10 % validation, 10 % testing."""
+    share = int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % 2**27 * (100 / (2**27 - 1))
+    return "validation" if share < 10 else "testing" if share < 20 else "training"
+
+
+class Folder:
+    """`<word>/<clip>` in a folder, a zip or a tar, with or without one folder around it all.
+
+    Any format, rate and number of channels that libsndfile reads. A clip longer than one second
+    is cut to its loudest second (as the corpus itself was made), a shorter one padded with zeros at its
+    end. Speaker: the file name up to `_nohash_`. Split: validation_list.txt and testing_list.txt
+    where present, else `which_set`.
+    """
+
+    options = {}  # beside words, what decides which corpus this is
+
+    def __init__(self, path, words=None):
+        self.path, self.words, self.skipped = Path(path), words, []
+        if not self.path.exists():
+            raise KwsError(f"source {path} does not exist; give a folder, a zip or a tar of word folders")
+        self.archive = self.path.is_file()
+        known = "speech_commands" in self.path.name.lower()
+        self.card = {
+            "name": self.path.name,
+            "source": "archive" if self.archive else "folder",
+            "synthetic": False,
+            "licence": CC_BY if known else "unknown: that of the source",
+            "attribution": ATTRIBUTION if known else None,
+            "origin": self.path.name,
+        }
+        if self.archive:
+            self.card["source_checksum"] = {"sha256": file_hash(self.path)}
+        else:
+            listing = repr(sorted(self._files(None).items()))
+            self.card["source_checksum"] = {"listing_sha256": hashlib.sha256(listing.encode()).hexdigest()}
+
+    def _files(self, scratch):
+        """All files: {name: size and time of change}; an archive's are checked for links and ways out."""
+        if not self.archive:
+            found = {p.relative_to(self.path): p.stat() for p in self.path.rglob("*") if p.is_file()}
+            return {p.as_posix(): (s.st_size, s.st_mtime_ns) for p, s in found.items()}
+        try:
+            self.zip = self.path if zipfile.is_zipfile(self.path) else self._as_zip(scratch / "archive.zip")
+            found = {i.filename: i for i in _zip(self.zip).infolist() if not i.is_dir()}
+        except (*BROKEN, OSError) as e:
+            if getattr(e, "errno", None):  # the disk's fault, not the archive's
+                raise
+            raise KwsError(f"archive {self.path} is broken, or neither zip nor tar; get it anew") from None
+        for name, i in found.items():
+            is_link = stat.S_ISLNK(i.external_attr >> 16)
+            if is_link or name.startswith("/") or ".." in PurePosixPath(name).parts:
+                why = "is a link" if is_link else "leaves its folder"
+                raise KwsError(f"archive {self.path} is refused: member {name!r} {why}; leave that out")
+        return found
+
+    def _as_zip(self, copy):
+        """Copy the tar, whatever its compression, to a zip that keeps the bytes as they are."""
+        if not copy.exists():  # a resumed run finds it whole
+            with (
+                tarfile.open(self.path, errors="replace") as tar,
+                replacing(copy) as part,
+                zipfile.ZipFile(part, "w") as out,
+            ):
+                for member in tar:
+                    info, whole = zipfile.ZipInfo(member.name), member.isreg()
+                    info.external_attr = (stat.S_IFREG if whole else stat.S_IFLNK) << 16
+                    if not member.isdir():
+                        out.writestr(info, tar.extractfile(member).read() if whole else b"")
+        return copy
+
+    def open(self, scratch):
+        """List the clips. `scratch` is a folder for the copy of a tar. Raises KwsError."""
+        names = {PurePosixPath(name).parts: name for name in self._files(scratch)}
+        names = {
+            parts: name
+            for parts, name in names.items()
+            if parts and not any(p.startswith((".", "__MACOSX")) for p in parts)
+        }
+        if len({parts[0] for parts in names}) == 1 and any(len(parts) > 2 for parts in names):
+            names = {parts[1:]: name for parts, name in names.items()}
+        lists = {}
+        for split in SPLITS[1:]:
+            if (f"{split}_list.txt",) in names:
+                lines = self._read(names[f"{split}_list.txt",]).decode("utf8", "replace").split()
+                lists.update({os.path.splitext(line)[0]: split for line in lines})
+        self.clips, self.noises = [], []
+        for parts, name in sorted(names.items()):
+            path = "/".join(parts)
+            if len(parts) == 1 or path.lower().endswith((".md", ".txt", ".json", ".csv")):
+                continue
+            if parts[0] == NOISE:
+                self.noises.append((path, name))
+            elif len(parts) > 2 or parts[0].startswith("_") or not path.isprintable():
+                self.skipped.append({"path": ascii(path)[1:-1], "reason": "not a file <word>/<clip>"})
+            elif self.words is None or parts[0] in self.words:
+                stem = os.path.splitext(path)[0]
+                speaker = re.sub("_nohash_.*$", "", stem.split("/", 1)[1])
+                split = lists.get(stem, "training") if lists else which_set(speaker)
+                self.clips.append(Clip(path, parts[0], speaker, split, name))
+        if not self.clips:
+            raise KwsError(f"source {self.path} holds no clips; it must hold a folder of clips per word")
+        missing = sorted(set(self.words or ()) - {c.word for c in self.clips})
+        if missing:
+            raise KwsError(f"source {self.path} has no word {', '.join(missing)}; leave it out of words")
+
+    def _read(self, name):
+        """The bytes of one file of the source. Raises Unreadable."""
+        try:
+            return _zip(self.zip).read(name) if self.archive else (self.path / name).read_bytes()
+        except (OSError, RuntimeError, *BROKEN) as e:  # RuntimeError: zip's word for an encrypted member
+            raise Unreadable(f"cannot be read from {self.path.name} ({e})") from None
+
+    def decode(self, clip):
+        """One clip -> (int16 (n,) with n <= 16,000, whether it was clipped). Raises Unreadable."""
+        wave = decode_audio(self._read(clip.where), seconds=60)
+        if len(wave) > CLIP:
+            energy = np.cumsum(np.concatenate([[0.0], wave.astype(np.float64) ** 2]))
+            start = int(np.argmax(energy[CLIP:] - energy[:-CLIP]))
+            wave = wave[start : start + CLIP]
+        return to_int16(wave)
+
+    def noise(self):
+        """All background noise, laid end to end: int16 (n,)."""
+        waves = [np.zeros(0, np.int16)]
+        for path, name in self.noises:
+            try:
+                waves.append(to_int16(decode_audio(self._read(name)))[0])
+            except Unreadable as e:
+                self.skipped.append({"path": path, "reason": str(e)})
+        return np.concatenate(waves)
+
+
+class SpeechCommands(Folder):
+    """Speech Commands v0.02 as published: fetched once, kept beside the corpus, verified, read as a tar."""
+
+    def __init__(self, beside, words=None, url=URL, md5=MD5, sha256=SHA256):
+        self.words, self.skipped, self.archive = words, [], True
+        self.path = Path(beside) / url.rsplit("/", 1)[-1]
+        self.card = {
+            "name": "Speech Commands v0.02",
+            "source": "speech_commands",
+            "synthetic": False,
+            "licence": CC_BY,
+            "attribution": ATTRIBUTION,
+            "origin": url,
+            "source_checksum": {"md5": md5, "sha256": sha256},
+        }
+
+    def open(self, scratch):
+        fetch(self.card["origin"], self.path, self.card["source_checksum"])
+        super().open(scratch)

@@ -1,0 +1,43 @@
+"""DS-CNN (Zhang et al. 2017, "Hello Edge"), written from its paper."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kwslib.models.layers import masked_mean, valid_mask
+
+
+class DSCNN(nn.Module):
+    """DS-CNN Large (Zhang et al. 2017, "Hello Edge", table 8): 276 channels; 10 MFCC of 40 ms every 20 ms.
+
+    The published 497.6 KB are a byte for each of 410,700 weights at 12 classes (batch norm folded into biases)
+    and for the two largest neighbouring maps of a second, 276 × 25 × 10 and 276 × 13 × 5.
+    """
+
+    def __init__(self, n_classes=35, channels=276):
+        super().__init__()
+
+        def layer(c_in, kernel, stride=1, padding=0, groups=1):
+            conv = nn.Conv2d(c_in, channels, kernel, stride, padding, groups=groups, bias=False)
+            return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
+
+        self.stem = layer(1, (10, 4), (2, 1))
+        self.depthwise = nn.ModuleList(layer(channels, 3, stride, 1, channels) for stride in (2, 1, 1, 1, 1))
+        self.pointwise = nn.ModuleList(layer(channels, 1) for _ in range(5))
+        self.classify = nn.Linear(channels, n_classes)
+
+    def forward(self, inputs, lengths=None):
+        x = inputs[:, None].contiguous(memory_format=torch.channels_last)  # (B, 1, T, F)
+        if lengths is not None:
+            x = x * valid_mask(inputs, lengths)[:, None]
+        x = self.stem(F.pad(x, (1, 2, 4, 5)))  # as TensorFlow pads: of 49 frames 25 are left, of 10 cepstra 10
+        lengths = None if lengths is None else (lengths + 1) // 2
+        for depthwise, pointwise in zip(self.depthwise, self.pointwise):
+            if lengths is not None:
+                x = x * valid_mask(x.transpose(1, 2), lengths)[:, None].to(x.dtype)
+            if depthwise[0].stride[0] == 2 and lengths is not None:
+                lengths = (lengths + 1) // 2
+            x = pointwise(depthwise(x))
+        return self.classify(masked_mean(x.mean(3).transpose(1, 2), lengths))

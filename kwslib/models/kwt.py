@@ -1,0 +1,57 @@
+"""Keyword Transformer (Berg et al. 2021)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class KWT(nn.Module):
+    """Keyword Transformer 1 (Berg et al. 2021, table 1): d 64, 12 post-norm layers, one head, a class token.
+
+    Attention compares every pair of frames: the O(T²) model of the length benchmark. Learned positions
+    cover `frames` frames; later ones share the last, so that a clip's logits do not depend on its padding.
+    """
+
+    def __init__(self, n_classes=35, d_model=64, n_layers=12, n_heads=1, frames=98, n_features=40):
+        super().__init__()
+        self.project = nn.Linear(n_features, d_model)
+        self.token = nn.Parameter(torch.randn(d_model) * 0.02)
+        self.positions = nn.Parameter(torch.randn(1 + frames, d_model) * 0.02)
+        self.layers = nn.ModuleList(TransformerBlock(d_model, n_heads) for _ in range(n_layers))
+        self.classify = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, n_classes))
+
+    def forward(self, inputs, lengths=None):
+        x = self.project(inputs)
+        T = x.shape[1]
+        positions = self.positions[1:][torch.arange(T, device=x.device).clamp(max=len(self.positions) - 2)]
+        token = (self.token + self.positions[0]).expand(len(x), 1, -1)
+        x = torch.cat([token, x + positions], 1)
+        mask = None
+        if lengths is not None:
+            mask = (torch.arange(T + 1, device=x.device) <= lengths[:, None])[:, None, None, :]
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.classify(x[:, 0])
+
+
+class TransformerBlock(nn.Module):
+    """Post-norm attention and MLP of ratio 4 (Berg et al. 2021, section 2.1)."""
+
+    def __init__(self, d_model, n_heads, dropout=0.0):
+        super().__init__()
+        self.n_heads = n_heads
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model)
+        self.mlp = nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model))
+        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+
+    def forward(self, x, mask):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+        x = self.norm1(x + self.out(y))
+        return self.norm2(x + self.mlp(x))
+
+    def own_macs(self, frames):
+        return 2 * frames**2 * self.out.in_features  # q kᵀ, and the weights with v

@@ -1,0 +1,128 @@
+"""Layers that several models share: padding masks, front-ends, the classifier.
+
+B clips    T frames    F mel bands or cepstra    d  d_model
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def valid_mask(x, lengths):
+    """(B, T, 1) of 1 for valid frames and 0 for padding, in x's dtype; x is (B, T, …)."""
+    if lengths is None:
+        return x.new_ones(len(x), x.shape[1], 1)
+    lengths = torch.as_tensor(lengths, device=x.device)
+    return (torch.arange(x.shape[1], device=x.device) < lengths[:, None]).to(x.dtype)[:, :, None]
+
+
+def masked_mean(x, lengths):
+    """Mean of (B, T, d) over the valid frames; at least one frame counts."""
+    if lengths is None:
+        return x.mean(1)
+    mask = valid_mask(x, lengths.clamp(min=1))
+    return (x * mask).sum(1) / mask.sum(1)
+
+
+class ConvFrontEnd(nn.Module):
+    """Log-mel (B, T, F) -> (B, T // 2, d): two double 3×3 convolutions; time is halved once, frequency twice."""
+
+    def __init__(self, d_model, n_features=128):
+        super().__init__()
+        self.stages = nn.ModuleList()
+        for c_in, c_out in ((1, 32), (32, 64)):
+            self.stages.append(
+                nn.ModuleList(
+                    [
+                        nn.Conv2d(c_in, c_out, 3, padding=1),
+                        nn.BatchNorm2d(c_out),
+                        nn.Conv2d(c_out, c_out, 3, padding=1),
+                        nn.BatchNorm2d(c_out),
+                    ]
+                )
+            )
+        self.project = nn.Sequential(
+            nn.Linear(64 * (n_features // 4), d_model), nn.LayerNorm(d_model), nn.SiLU(), nn.Dropout(0.1)
+        )
+        self.stages.to(memory_format=torch.channels_last)  # kernels so stored make the activations so, too
+
+    def forward(self, x, lengths):
+        mask = None if lengths is None else valid_mask(x, lengths)[:, None]  # (B, 1, T, 1)
+        x = x[:, None]  # (B, channels, T, F), in channels-last memory: what the CPU's and tensor cores' kernels want
+        for stage, pool in zip(self.stages, ((2, 2), (1, 2))):
+            for conv, norm in (stage[:2], stage[2:]):
+                x = F.silu(norm(conv(x if mask is None else x * mask.to(x.dtype))))
+            x = F.max_pool2d(x, pool)
+            if mask is not None and pool[0] == 2:
+                mask = mask[:, :, 1::2]  # a pooled frame is valid where both of its frames are
+        lengths = None if lengths is None else lengths // 2
+        return self.project(x.permute(0, 2, 1, 3).flatten(2)), lengths
+
+
+class StridedFrontEnd(nn.Module):
+    """Log-mel (B, T, F) -> (B, ceil(T / 4), d) at a twentieth of ConvFrontEnd's work: strides, not pooling, from the start."""
+
+    def __init__(self, d_model, n_features=64, widths=(16, 32, 64), kernels=(5, 3, 3), strides=(2, 1, 2)):
+        super().__init__()
+        self.layers, bands = nn.ModuleList(), n_features
+        for a, b, kernel, stride in zip((1, *widths), widths, kernels, strides):
+            conv = nn.Conv2d(a, b, kernel, (stride, 2), kernel // 2, bias=False)
+            self.layers.append(nn.Sequential(conv, nn.BatchNorm2d(b), nn.SiLU()))
+            bands = (bands + 1) // 2
+        self.project = nn.Sequential(
+            nn.Linear(widths[-1] * bands, d_model), nn.LayerNorm(d_model), nn.SiLU(), nn.Dropout(0.1)
+        )
+        self.layers.to(memory_format=torch.channels_last)
+
+    def forward(self, x, lengths):
+        x = x[:, None]  # (B, channels, T, bands)
+        for layer in self.layers:
+            x = layer(x if lengths is None else x * valid_mask(x.transpose(1, 2), lengths)[:, None].to(x.dtype))
+            if lengths is not None:
+                lengths = (lengths - 1) // layer[0].stride[0] + 1
+        return self.project(x.permute(0, 2, 1, 3).flatten(2)), lengths
+
+
+class LinearFrontEnd(nn.Module):
+    """MFCC (B, T, F) -> (B, T, d), frame by frame."""
+
+    def __init__(self, d_model, n_features=40):
+        super().__init__()
+        self.project = nn.Sequential(nn.Linear(n_features, d_model), nn.LayerNorm(d_model), nn.SiLU(), nn.Dropout(0.1))
+
+    def forward(self, x, lengths):
+        return self.project(x), lengths
+
+
+class Head(nn.Module):
+    """(B, T, d) -> (B, classes): LayerNorm, mean over valid frames, two-layer classifier."""
+
+    def __init__(self, d_model, n_classes):
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        self.classify = nn.Sequential(
+            nn.Dropout(0.1),
+            nn.Linear(d_model, d_model // 2),
+            nn.SiLU(),
+            nn.Dropout(0.05),
+            nn.Linear(d_model // 2, n_classes),
+        )
+
+    def forward(self, x, lengths):
+        return self.classify(masked_mean(self.norm(x), lengths))
+
+
+class SequenceKWS(nn.Module):
+    """Front-end -> causal blocks -> masked mean -> classifier: the paper's Mamba and RetNet models."""
+
+    def __init__(self, frontend, blocks, head):
+        super().__init__()
+        self.frontend, self.blocks, self.head = frontend, nn.ModuleList(blocks), head
+
+    def forward(self, inputs, lengths=None):
+        x, lengths = self.frontend(inputs, lengths)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x, lengths)

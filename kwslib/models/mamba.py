@@ -1,0 +1,119 @@
+"""The Mamba mixer (Gu & Dao 2023, section 3.4 and figure 3), with the parameter names and shapes of `mamba_ssm.Mamba`.
+
+    x ──in_proj──┬─ x ─ causal conv ─ SiLU ─┬─ x_proj ─ (dt, B, C), dt ─ dt_proj ─ Δ ─┐
+                 │                          └──────────────── u ──────────────────────┴─ scan ─ out_proj
+                 └─ z ──────────────────────────────────────────────────────────────────┘ (gate)
+
+Symbols: b batch, l length, d = d_inner channels, n = d_state, r = dt_rank. State dicts move
+to and from `mamba_ssm.Mamba` (version 1, its defaults) without a change.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kwslib.scan import selective_scan
+
+
+class Mamba(nn.Module):
+    """Selective state-space mixer: (b, l, d_model) -> (b, l, d_model), causal, cost linear in l."""
+
+    def __init__(
+        self, d_model, d_state=16, d_conv=4, expand=2, dt_rank="auto", dt_min=0.001, dt_max=0.1, dt_init_floor=1e-4
+    ):
+        super().__init__()
+        self.d_state, self.d_conv, self.d_inner = d_state, d_conv, expand * d_model
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
+        self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+
+        # Δ starts log-uniform in [dt_min, dt_max] (section 3.6): the bias is the inverse softplus of it
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        dt = torch.exp(torch.rand(self.d_inner) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min))
+        dt = dt.clamp(min=dt_init_floor)
+        with torch.no_grad():
+            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        # S4D-real (section 3.6): A = -(1, 2, …, n) in every channel, kept as a logarithm so that it stays negative
+        self.A_log = nn.Parameter(torch.log(torch.arange(1, d_state + 1, dtype=torch.float32)).repeat(self.d_inner, 1))
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.A_log.no_decay = self.D.no_decay = self.dt_proj.bias.no_decay = True
+
+    def forward(self, x, state=None, return_state=False):
+        """(b, l, d_model) -> the same, or (y, state) where `return_state` is set.
+
+        state: what an earlier call returned, to go on where it ended, in chunks of any length; None at the start.
+        It is a pair: the convolution's last inputs (b, d_conv - 1, d) and the scan's state (b, d, n).
+        """
+        past, h = (None, None) if state is None else state
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u, past = self.convolve(u, past)
+        u = F.silu(u)
+        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        delta = F.linear(dt, self.dt_proj.weight)  # its bias goes into the scan, before the softplus
+        y = selective_scan(
+            u,
+            delta,
+            -torch.exp(self.A_log.float()),
+            B,
+            C,
+            self.D.float(),
+            z=z,
+            delta_bias=self.dt_proj.bias.float(),
+            delta_softplus=True,
+            layout="bld",
+            initial_state=h,
+            return_last_state=return_state,
+        )
+        if return_state:
+            return self.out_proj(y[0]), (past, y[1])
+        return self.out_proj(y)
+
+    def own_macs(self, frames):
+        """What is not a layer of its own: convolution, dt_proj, and the scan's Δ·A, decay, input and read-out."""
+        return frames * self.d_inner * (self.d_conv + self.dt_rank + 4 * self.d_state)
+
+    def step(self, x, state=None):
+        """One frame (b, d_model) and the carried state -> (y (b, d_model), state): constant time and memory a frame.
+
+        Gives what `forward` gives at that frame. `mamba_ssm` keeps d_conv inputs where d_conv - 1 are enough.
+        """
+        y, state = self(x[:, None], state, return_state=True)
+        return y[:, 0], state
+
+    def convolve(self, u, past=None):
+        """Depthwise causal convolution over time, (b, l, d) -> (b, l, d), as d_conv shifted products, and the last inputs.
+
+        At a kernel of four this beats conv1d on a CPU and needs no transpose to (b, d, l). past: the inputs
+        before, (b, d_conv - 1, d), or None for zeros.
+        """
+        length = u.shape[1]
+        padded = F.pad(u, (0, 0, self.d_conv - 1, 0)) if past is None else torch.cat([past.to(u.dtype), u], 1)
+        weight = self.conv1d.weight.to(u.dtype)  # (d, 1, d_conv)
+        y = self.conv1d.bias.to(u.dtype)
+        for k in range(self.d_conv):
+            y = y + padded[:, k : k + length] * weight[:, 0, k]
+        return y, padded[:, length:]
+
+
+class MambaBlock(nn.Module):
+    """Pre-norm residual block: x + dropout(mixer(LayerNorm(x)))."""
+
+    def __init__(self, d_model, dropout):
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model)
+        self.mixer = Mamba(d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x, state=None, return_state=False):
+        """(b, l, d_model) -> the same; with the mixer's state carried as `Mamba.forward` carries it."""
+        y = self.mixer(self.norm(x), state, return_state)
+        if return_state:
+            return x + self.dropout(y[0]), y[1]
+        return x + self.dropout(y)

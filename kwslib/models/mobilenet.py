@@ -1,0 +1,27 @@
+"""MobileNetV2, the convolutional baseline that the paper trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class MobileNetV2KWS(nn.Module):
+    """torchvision's MobileNetV2 on a one-channel image, (B, T, F) or (B, 1, F, T) as `collate_image` gives it."""
+
+    def __init__(self, n_classes=35, width=0.75):
+        super().__init__()
+        from torchvision.models import mobilenet_v2  # lazily: the Mamba models run without torchvision
+
+        self.net = mobilenet_v2(num_classes=n_classes, width_mult=width, dropout=0.2)
+        stem = self.net.features[0][0]
+        self.net.features[0][0] = nn.Conv2d(1, stem.out_channels, 3, stride=2, padding=1, bias=False)
+
+    def forward(self, inputs, lengths=None):
+        image = inputs if inputs.dim() == 4 else inputs.transpose(1, 2)[:, None]
+        return self.net(image.contiguous(memory_format=torch.channels_last))
+
+
+def mobilenet_v2_kws(n_classes=35, width=0.75):
+    """MobileNetV2 of width 0.75 (trained for the paper, 1,399,827 parameters at 35 classes) or 0.35 (440,675)."""
+    return MobileNetV2KWS(n_classes, width)

@@ -1,0 +1,1 @@
+"""A recipe, the loop that follows it, and what moves the weights."""

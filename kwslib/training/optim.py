@@ -1,0 +1,117 @@
+"""How weights move: optimizers, the learning rate of each step, and the running average of the weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+
+from kwslib.io import KwsError
+
+OPTIMIZERS = ("adamw", "sgd", "novograd")
+SCHEDULES = ("cosine", "hold", "steps")
+
+
+def make_optimizer(model, config, device):
+    """`config.optimizer` over the weights of `model`.
+
+    adamw: as the paper trains, without decay where Mamba's authors want none. sgd (momentum 0.9) and
+    novograd decay every weight, as BC-ResNet's and MatchboxNet's authors do.
+    """
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.999), fused=device.type != "mps"
+        )
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    if config.optimizer == "novograd":
+        return NovoGrad(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    raise KwsError(f"config key optimizer is {config.optimizer!r}; it must be one of {', '.join(OPTIMIZERS)}")
+
+
+def parameter_groups(model, weight_decay):
+    """Decay for matrices and kernels; none for biases, norms and Mamba's A_log, D (as Mamba's authors train it)."""
+    decay = [p for p in model.parameters() if p.dim() > 1 and not getattr(p, "no_decay", False)]
+    rest = [p for p in model.parameters() if p.dim() <= 1 or getattr(p, "no_decay", False)]
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+class NovoGrad(torch.optim.Optimizer):
+    """Gradients divided by a running norm of their layer, then momentum (Ginsburg et al. 2019, algorithm 1)."""
+
+    def __init__(self, params, lr, betas=(0.95, 0.5), eps=1e-8, weight_decay=0.0):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in (p for p in group["params"] if p.grad is not None):
+                state, square = self.state[p], p.grad.square().sum()
+                if not state:  # the first step's own norm starts the average: no bias to correct
+                    state["second"], state["first"] = square, torch.zeros_like(p)
+                else:
+                    state["second"] = beta2 * state["second"] + (1 - beta2) * square
+                update = p.grad / (state["second"].sqrt() + group["eps"]) + group["weight_decay"] * p
+                state["first"].mul_(beta1).add_(update)
+                p.sub_(group["lr"] * state["first"])
+
+
+class Schedule:
+    """Learning rate of a step: linear warm-up, then down to `final_lr` of the peak.
+
+    cosine: the paper's. hold: the peak for 45 % of the steps, then a quadratic fall (MatchboxNet).
+    steps: 1, 1/5 and 1/25 of the peak for a third of the steps each (Hello Edge).
+    """
+
+    def __init__(self, config, steps_per_epoch):
+        if config.schedule not in SCHEDULES:
+            raise KwsError(f"config key schedule is {config.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
+        self.kind, self.peak, self.final = config.schedule, config.lr, config.final_lr
+        self.total = steps_per_epoch * (config.schedule_epochs or config.epochs)
+        self.warmup = max(1, round(config.warmup * self.total))
+
+    def __call__(self, step):
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        done = min(1.0, (step + 1 - self.warmup) / max(1, self.total - self.warmup))  # 1 at the last step
+        if self.kind == "steps":
+            return self.peak / 5 ** min(2, 3 * step // self.total)
+        if self.kind == "hold":
+            held = 0.45 * self.total / max(1, self.total - self.warmup)
+            share = (1 - min(1.0, max(0.0, done - held) / (1 - held))) ** 2
+        else:
+            share = (1 + math.cos(math.pi * done)) / 2
+        return self.peak * (self.final + (1 - self.final) * share)
+
+
+class Average:
+    """Exponential moving average of a model's weights; running statistics of batch norm are averaged alike.
+
+    The share kept a step is `decay`, less in the first steps (Tan & Le's code of EfficientNet): min(decay, (1+n)/(10+n)).
+    """
+
+    def __init__(self, model, decay):
+        self.decay, self.steps, self.copy = decay, 0, None
+        self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    def load(self, weights, steps, device):
+        """Go on from `weights`, the average after `steps` steps."""
+        self.weights, self.steps = {k: v.to(device) for k, v in weights.items()}, steps
+
+    def of(self, model):
+        """A model of the same kind with the averaged weights."""
+        self.copy = self.copy or copy.deepcopy(model)
+        self.copy.load_state_dict(self.weights)
+        return self.copy
+
+    @torch.no_grad()
+    def update(self, model):
+        self.steps += 1
+        keep = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        now = model.state_dict()
+        floats = [k for k, v in now.items() if v.is_floating_point()]
+        torch._foreach_lerp_([self.weights[k] for k in floats], [now[k] for k in floats], 1 - keep)
+        for k in now.keys() - set(floats):
+            self.weights[k].copy_(now[k])

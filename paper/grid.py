@@ -1,0 +1,77 @@
+"""Train and test several models and seeds of a profile, one after the other, in one command: for a bare machine.
+
+    python -m paper.grid profiles/subset/params.yaml --models mamba_light,bc_resnet_1 --seeds 0,1,2 --out carried
+
+needs torch, torchaudio, numpy, PyYAML and safetensors, to pack clips soundfile, and no network, notebooks or DVC. In
+`carried` come to lie runs/, metrics/ and history/ as in results/<profile>, and the checkpoints: all of it small. What is
+there already is not run again; what was killed goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from kwslib.data.corpus import pack
+from kwslib.evaluation import test
+from kwslib.io import KwsError, cli
+from kwslib.training.loop import pick_device, train
+from paper.profile import Profile
+
+
+def run_grid(params, out, models=None, seeds=None, corpus=None, root=".", **overrides):
+    """Every model with every seed; returns [(model, seed, None or the text of its error)].
+
+    params: a profile's file; models, seeds: its own where None. corpus: a packed corpus's folder in place of the
+    profile's own source, which is packed under `out`. overrides: keys of every recipe. A run that fails does not
+    stop the others.
+    """
+    profile, out = Profile(params, root), Path(out)
+    models, seeds = models or profile.variants, profile.seeds if seeds is None else seeds
+    if corpus is None:
+        corpus = out / "data"
+        pack(profile.corpus_path(), corpus, **profile.corpus["options"])
+    found = []
+    for seed in seeds:  # all models once before any twice: time may run out
+        for model in models:
+            started, checkpoint = time.perf_counter(), out / "checkpoints" / f"{model}-{seed}"
+            try:
+                if not (out / "runs" / f"{model}-{seed}.json").exists():
+                    config = profile.config(model, seed, corpus=corpus, out=checkpoint, **overrides)
+                    train(config, progress=False)
+                    device = pick_device(config.device)
+                    accuracy = test(checkpoint, corpus, out, profile.profile, device)["test"]["accuracy"]
+                    print(f"{model}-{seed}: test {accuracy:.2%}, {time.perf_counter() - started:.0f} s", flush=True)
+                found.append((model, seed, None))
+            except KwsError as e:
+                print(f"{model}-{seed}: {e}", file=sys.stderr, flush=True)
+                found.append((model, seed, str(e)))
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("params", help="the profile's parameter file")
+    parser.add_argument("--out", required=True, help="folder for results and checkpoints")
+    parser.add_argument("--models", help="names with commas between (default: the profile's)")
+    parser.add_argument("--seeds", help="numbers with commas between (default: the profile's)")
+    parser.add_argument("--corpus", help="folder of a packed corpus (default: pack the profile's source under --out)")
+    parser.add_argument("--epochs", type=int, help="of every model, in place of the recipes'")
+    parser.add_argument("--threads", type=int, help="CPU threads of a run")
+    a = parser.parse_args()
+    overrides = {k: v for k, v in (("epochs", a.epochs), ("threads", a.threads)) if v is not None}
+    found = run_grid(
+        a.params,
+        a.out,
+        a.models and a.models.split(","),
+        a.seeds and [int(s) for s in a.seeds.split(",")],
+        a.corpus,
+        **overrides,
+    )
+    return 1 if any(error for *_, error in found) else 0
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,73 @@
+"""One profile of experiments: what its params.yaml asks for, and where its files are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kwslib.io import KwsError
+from kwslib.training.config import RECIPES, load_config, read_yaml
+
+
+class Profile:
+    """What one `params.yaml` asks for, and where everything of it lies: the one place that knows the paths.
+
+    path: the parameter file. root: the repository's folder. Keys: profile, corpus {source, options}, task, variants,
+    seeds, train (overrides of every recipe), each (further overrides of some, by variant), benchmark (options of
+    kwslib.benchmark), and for a search trials, and taught, the trials that need other runs' checkpoints (paper.search). The
+    profile `tiny`, which the tests run, keeps everything under tmp/.
+    """
+
+    KEYS = {
+        "profile": str,
+        "root": str,
+        "params": str,
+        "corpus": dict,
+        "task": (str, list),
+        "variants": list,
+        "seeds": list,
+        "train": dict,
+        "each": dict,
+        "benchmark": dict,
+        "trials": dict,
+        "taught": dict,
+    }
+
+    def __init__(self, path, root="."):
+        values = read_yaml(path, "parameter file", "the profiles are params.yaml and profiles/")
+        values = {"trials": {}, "taught": {}, **values}
+        for key, kind in self.KEYS.items():
+            if not isinstance(values.get(key), kind):
+                raise KwsError(
+                    f"parameter file {path}: key {key} is {values.get(key)!r}, which is missing or of the wrong type"
+                )
+        if unknown := set(values) - set(self.KEYS):
+            raise KwsError(f"parameter file {path} has an unknown key {sorted(unknown)[0]!r}")
+        self.__dict__.update({k: values[k] for k in self.KEYS if k not in ("root", "params")})
+        self.root = Path(root)
+        home = self.root / "tmp" if self.profile == "tiny" else self.root
+        self.data = home / "data" / self.profile
+        self.results = home / "results" / self.profile
+        self.figures = home / "figures" / self.profile
+        self.checkpoints = home / "checkpoints" / self.profile
+
+    def checkpoint(self, variant, seed):
+        """Folder of one run's checkpoint."""
+        return self.checkpoints / f"{variant}-{seed}"
+
+    def config(self, variant, seed, **overrides):
+        """The recipe of `variant` (configs/<variant>.yaml) under this profile."""
+        overrides = {
+            **self.train,
+            **self.each.get(variant, {}),
+            "corpus": self.data,
+            "task": self.task,
+            "seed": seed,
+            "out": self.checkpoint(variant, seed),
+            **overrides,
+        }
+        return load_config(RECIPES / f"{variant}.yaml", **overrides)
+
+    def corpus_path(self):
+        """The corpus's source as `kwslib.pack` takes it: a name, or a path relative to the repository."""
+        source = self.corpus["source"]
+        return source if source in ("synthetic", "speech_commands") else self.root / source

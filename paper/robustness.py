@@ -1,0 +1,153 @@
+"""Beyond clean one-second clips: one trained model under noise, shifts, cuts and telephone lines; its calibration; unknown words.
+
+    python -m paper.robustness checkpoints/subset/mamba_light-0 --corpus data/subset --out results/subset
+
+writes results/subset/robustness/mamba_light-0.json. The test split is read, nothing is chosen by it: the checkpoint
+was selected on validation, and so was the temperature.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchaudio.functional as AF
+
+from kwslib.data.corpus import load_corpus
+from kwslib.data.features import to_float
+from kwslib.data.tasks import SILENCE, UNKNOWN, select
+from kwslib.io import CLIP, SAMPLE_RATE, cli, machine, write_json
+from kwslib.metrics import accuracy
+from kwslib.spotter import load
+from paper.statistics import calibration, roc
+
+SNRS = (-5, 0, 5, 10, 15, 20)  # dB
+SHIFTS = (-300, -200, -100, -50, 0, 50, 100, 200, 300)  # ms; later is positive
+CUTS = (0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # seconds
+TALKERS = 6  # voices in the babble
+
+
+def pink(n, size, generator):
+    """Noise (n, size) whose power falls as 1 / frequency."""
+    spectrum = torch.fft.rfft(torch.randn(n, size, generator=generator))
+    spectrum /= torch.arange(spectrum.shape[1]).clamp(min=1).sqrt()
+    return torch.fft.irfft(spectrum, n=size)
+
+
+def babble(voices, n, generator):
+    """n sums of TALKERS clips drawn from `voices` (m, size), each at the same loudness."""
+    loud = voices / voices.square().mean(1, keepdim=True).sqrt().clamp_min(1e-6)
+    return loud[torch.randint(len(voices), (n, TALKERS), generator=generator)].mean(1)
+
+
+def mixed(waves, noise, snr):
+    """waves + noise, both (n, size), at `snr` dB over the clip; scaled down where that would clip."""
+    ratio = waves.square().mean(1) / noise.square().mean(1).clamp_min(1e-12)
+    out = waves + (ratio / 10 ** (snr / 10)).sqrt()[:, None] * noise
+    return out / out.abs().amax(1, keepdim=True).clamp_min(1.0)
+
+
+def shifted(waves, ms):
+    """Every wave `ms` later (earlier where negative); zeros come in."""
+    by = round(abs(ms) * SAMPLE_RATE / 1000)
+    zeros = waves.new_zeros(len(waves), by)
+    return torch.cat([zeros, waves[:, : CLIP - by]], 1) if ms >= 0 else torch.cat([waves[:, by:], zeros], 1)
+
+
+def loudest(waves, seconds):
+    """(n, CLIP) waves of which only the loudest `seconds` are left, moved to the start; the rest is zero."""
+    size = round(seconds * SAMPLE_RATE)
+    energy = torch.nn.functional.pad(waves.square().cumsum(1), (1, 0))
+    start = (
+        (energy[:, size:] - energy[:, :-size]).argmax(1) if size < CLIP else torch.zeros(len(waves), dtype=torch.long)
+    )
+    out = waves.gather(1, start[:, None] + torch.arange(size))
+    return torch.nn.functional.pad(out, (0, CLIP - size))
+
+
+def telephone(waves):
+    """300 to 3,400 Hz at 8 kHz, through the µ-law codec of G.711 (8 bits a sample)."""
+    low = AF.resample(waves, SAMPLE_RATE, 8000)
+    for _ in range(2):
+        low = AF.highpass_biquad(AF.lowpass_biquad(low, 8000, 3400.0), 8000, 300.0)
+    coded = AF.mu_law_decoding(AF.mu_law_encoding(low.clamp(-1, 1), 256), 256)
+    return AF.resample(coded, 8000, SAMPLE_RATE)
+
+
+def unknown_words(corpus, labels, split):
+    """int16 waves (n, CLIP) of the words of `split` that the model does not know, and their samples."""
+    rows = np.flatnonzero((corpus.splits == split) & ~np.isin(corpus.words, labels))
+    return torch.from_numpy(np.asarray(corpus.waves[rows])), torch.from_numpy(np.asarray(corpus.samples[rows]))
+
+
+def examine(checkpoint, corpus, seed=0):
+    """Everything that robustness/<run>.json holds: accuracy by condition, calibration, and rejection of unknown words.
+
+    Accuracies are {n, speakers, accuracy, interval}. The same noise, by `seed`, meets every model.
+    """
+    spotter, corpus = load(checkpoint), load_corpus(corpus)
+    task, recipe = spotter.card["recipe"]["task"], spotter.card["recipe"]
+    test, validation = (select(corpus, task, s, recipe["seed"]) for s in ("testing", "validation"))
+    waves, targets = to_float(test.waves), test.targets.numpy()
+    generator = torch.Generator().manual_seed(seed)
+
+    def score(changed, samples=test.samples):
+        return accuracy(targets, spotter.all_logits(changed, samples).argmax(1).numpy(), test.speakers)
+
+    whole = torch.full_like(test.samples, CLIP)
+    clean = spotter.all_logits(waves, test.samples)
+    result = {
+        "model": spotter.card["model"],
+        "seed": recipe["seed"],
+        "corpus": spotter.card["corpus"],
+        "machine": machine(),
+        "clean": accuracy(targets, clean.argmax(1).numpy(), test.speakers),
+        "predictions": clean.argmax(1).tolist(),
+        "speakers": list(map(str, test.speakers)),
+        "targets": targets.tolist(),
+    }
+    strangers, _ = unknown_words(corpus, [w for w in spotter.labels if w not in (UNKNOWN, SILENCE)], "testing")
+    noises = {"pink": pink(len(waves), CLIP, generator)}
+    if len(strangers) >= TALKERS:
+        noises["babble"] = babble(to_float(strangers), len(waves), generator)
+    result["snr"] = {
+        kind: {str(snr): score(mixed(waves, noise, snr), whole) for snr in SNRS} for kind, noise in noises.items()
+    }
+    result["shift"] = {str(ms): score(shifted(waves, ms), whole) for ms in SHIFTS}
+    result["cut"] = {
+        str(s): {
+            "masked": score(loudest(waves, s), torch.full_like(whole, round(s * SAMPLE_RATE))),
+            "padded": score(loudest(waves, s), whole),
+        }
+        for s in CUTS
+    }
+    result["telephone"] = score(telephone(waves))
+    held = spotter.all_logits(validation.waves, validation.samples)
+    result["calibration"] = calibration(clean, test.targets, held, validation.targets)
+    if len(strangers):
+        surest = clean.softmax(1).amax(1).numpy()
+        other = spotter.all_logits(strangers).softmax(1).amax(1).numpy()
+        result["open_set"] = {"unknown_clips": len(other), **roc(surest, other)}
+    return result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint", help="checkpoint file, or the folder that holds model.safetensors")
+    parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
+    parser.add_argument("--out", required=True, help="results folder, such as results/subset")
+    a = parser.parse_args()
+    result = examine(a.checkpoint, a.corpus)
+    write_json(Path(a.out) / "robustness" / f"{result['model']}-{result['seed']}.json", result)
+    print(
+        f"{result['model']}: clean {result['clean']['accuracy']:.2%}, "
+        + ", ".join(f"{kind} at 0 dB {by['0']['accuracy']:.2%}" for kind, by in result["snr"].items())
+        + f", telephone {result['telephone']['accuracy']:.2%}, calibration error {result['calibration']['error']:.3f}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)

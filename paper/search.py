@@ -1,0 +1,91 @@
+"""One trial of a search for a recipe: train, and say how it validates. The test split is not read.
+
+    python -m paper.search profiles/search/params.yaml mixup
+    python -m paper.search profiles/search/params.yaml --table results/search
+
+The first trains the recipe of `trials.mixup` (what it changes, and of which variant and seed, where these are not the
+profile's first) and writes results/search/trials/mixup.json; the second lays the trials side by side in trials.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from kwslib.io import KwsError, cli, machine, read_json, replacing, write_json
+from kwslib.training.loop import train
+from paper.profile import Profile
+from paper.tables import markdown
+
+
+def run_trial(params, name, root="."):
+    """Train trial `name` of a parameter file; returns what it writes to <results>/trials/<name>.json."""
+    profile = Profile(params, root)
+    trials = profile.trials | profile.taught
+    if name not in trials:
+        raise KwsError(f"trial {name!r} is not in {params}; it has {', '.join(trials)}")
+    changes = dict(trials[name])
+    variant, seed = changes.pop("variant", profile.variants[0]), changes.pop("seed", profile.seeds[0])
+    config = profile.config(variant, seed, out=profile.checkpoints / name, **changes)
+    card = train(config)
+    result = {
+        "trial": name,
+        "variant": variant,
+        "seed": seed,
+        "changes": changes,
+        "recipe": card["recipe"],
+        "corpus": card["corpus"],
+        "validation": card["validation"],
+        "training": card["training"],
+        "machine": machine(),
+    }
+    write_json(profile.results / "trials" / f"{name}.json", result)
+    return result
+
+
+def trials_table(folder):
+    """Markdown: the trials in <folder>/trials, the best on validation first."""
+    from pandas import DataFrame
+
+    trials = [read_json(path, "trial") for path in sorted((Path(folder) / "trials").glob("*.json"))]
+    trials.sort(key=lambda t: -t["validation"]["accuracy"])
+    if not trials:
+        raise KwsError(f"{folder}/trials holds no trial; run one first")
+    lines = DataFrame(
+        {
+            "trial": t["trial"],
+            "model": t["variant"],
+            "seed": str(t["seed"]),
+            "changes": ", ".join(f"{k} {v}" for k, v in t["changes"].items()) or "none",
+            "epochs": str(t["training"]["epochs"]),
+            "validation (%)": f"{100 * t['validation']['accuracy']:.2f}",
+            "best epoch": str(t["validation"]["epoch"]),
+            "minutes": f"{t['training']['seconds'] / 60:.1f}",
+        }
+        for t in trials
+    )
+    corpus, n = trials[0]["corpus"], trials[0]["validation"]["n"]
+    return (
+        f"Best validation accuracy of each trial, n = {n:,} clips; the test split was not read. Corpus: {corpus['name']}. "
+        f"{corpus['attribution']}.\n\n{markdown(lines)}\n"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("params", help="parameter file with trials, such as profiles/search/params.yaml")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("trial", nargs="?")
+    what.add_argument("--table", metavar="FOLDER", help="write FOLDER/trials.md from FOLDER/trials/*.json")
+    arguments = parser.parse_args()
+    if arguments.table:
+        with replacing(Path(arguments.table) / "trials.md") as scratch:
+            scratch.write_text(trials_table(arguments.table), encoding="utf-8")
+        return 0
+    result = run_trial(arguments.params, arguments.trial)
+    print(f"{result['trial']}: best validation accuracy {result['validation']['accuracy']:.2%}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)
