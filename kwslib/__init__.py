@@ -1,47 +1,63 @@
-"""kwslib: keyword spotting with Mamba, from recordings to the paper's tables.
+"""kwslib: keyword spotting with Mamba, from recordings to a trained model and its test accuracy.
 
-Data flows one way: corpus -> waveforms -> features -> model -> metrics -> results -> tables and figures.
-Names are imported when first used, so that `import kwslib` is quick and needs only what is used.
+Data flows one way: corpus -> waveforms -> features -> model -> metrics -> result files.
+The names below are imported when first used, so that `import kwslib` is quick and needs only what is used.
 """
 
-import os
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-# PyTorch's OpenMP threads spin a while after each piece of work; a shorter while costs nothing, and leaves the cores
-# to whatever else the machine does. OpenMP reads this when torch is first imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+if TYPE_CHECKING:  # for editors and type checkers; _NAMES tells Python the same
+    # ruff: noqa: F401
+    from kwslib.checkpoint import pretrained
+    from kwslib.data.augment import Augment, SpecMask
+    from kwslib.data.batches import Batches, SpeechCommands, collate_image, collate_seq
+    from kwslib.data.corpus import Corpus, load_corpus, pack
+    from kwslib.data.features import Normalise, WaveToSpec
+    from kwslib.data.tasks import Split, select
+    from kwslib.io import KwsError
+    from kwslib.models.cost import count_macs, count_parameters
+    from kwslib.models.keyword_cnn import KeywordCNN
+    from kwslib.models.kwt import KWT
+    from kwslib.models.mamba import Mamba
+    from kwslib.models.mobilenet import mobilenet_v2_kws
+    from kwslib.models.registry import MODELS, build
+    from kwslib.models.retnet import RetNetKWS
+    from kwslib.models.spotters import (
+        mamba_mel_large,
+        mamba_mel_medium,
+        mamba_mel_small,
+        mamba_mfcc_large,
+        mamba_mfcc_medium,
+        mamba_mfcc_small,
+    )
+    from kwslib.scan import selective_scan
+    from kwslib.spotter import KeywordSpotter, load
+    from kwslib.training.config import Config, load_config
+    from kwslib.training.loop import train
 
-_HOME = {
-    "pack": "data.corpus",
-    "load_corpus": "data.corpus",
-    "Corpus": "data.corpus",
-    "select": "data.tasks",
-    "Split": "data.tasks",
-    "WaveToSpec": "data.features",
-    "Normalise": "data.features",
-    "Augment": "data.augment",
-    "SpecMask": "data.augment",
-    "Batches": "data.batches",
-    "SpeechCommands": "data.batches",
-    "collate_seq": "data.batches",
-    "collate_image": "data.batches",
-    "selective_scan": "scan",
-    "Mamba": "models.mamba",
-    "RetNetKWS": "models.retnet",
-    "KeywordCNN": "models.keyword_cnn",
-    "KWT": "models.kwt",
-    "MODELS": "models.registry",
-    "build": "models.registry",
-    "mobilenet_v2_kws": "models.mobilenet",
-    "count_parameters": "models.cost",
-    "count_macs": "models.cost",
-    **{f"mamba_{kind}_{size}": "models.spotters" for kind in ("mel", "mfcc") for size in ("small", "medium", "large")},
-    "Config": "training.config",
-    "load_config": "training.config",
-    "KeywordSpotter": "spotter",
-    "load": "spotter",
-    "KwsError": "io",
+_NAMES = {
+    "checkpoint": ["pretrained"],
+    "data.augment": ["Augment", "SpecMask"],
+    "data.batches": ["Batches", "SpeechCommands", "collate_image", "collate_seq"],
+    "data.corpus": ["Corpus", "load_corpus", "pack"],
+    "data.features": ["Normalise", "WaveToSpec"],
+    "data.tasks": ["Split", "select"],
+    "io": ["KwsError"],
+    "models.cost": ["count_macs", "count_parameters"],
+    "models.keyword_cnn": ["KeywordCNN"],
+    "models.kwt": ["KWT"],
+    "models.mamba": ["Mamba"],
+    "models.mobilenet": ["mobilenet_v2_kws"],
+    "models.registry": ["MODELS", "build"],
+    "models.retnet": ["RetNetKWS"],
+    "models.spotters": [f"mamba_{kind}_{size}" for kind in ("mel", "mfcc") for size in ("small", "medium", "large")],
+    "scan": ["selective_scan"],
+    "spotter": ["KeywordSpotter", "load"],
+    "training.config": ["Config", "load_config"],
+    "training.loop": ["train"],
 }
+_HOME = {name: home for home, names in _NAMES.items() for name in names}
 __all__ = list(_HOME)
 __version__ = "0.1.0"
 

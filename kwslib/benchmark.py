@@ -30,7 +30,8 @@ import numpy as np
 import torch
 
 from kwslib.checkpoint import frontend_of
-from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, machine, write_json
+from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, write_json
+from kwslib.machine import machine
 from kwslib.models.cost import count_macs, count_parameters
 from kwslib.models.registry import MODELS, build
 from kwslib.spotter import KeywordSpotter, load

@@ -16,7 +16,8 @@ import torch
 
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import select
-from kwslib.io import CLIP, KwsError, cli, machine, replacing, write_json
+from kwslib.io import CLIP, KwsError, cli, replacing, write_json
+from kwslib.machine import machine
 from kwslib.metrics import accuracy, report
 from kwslib.models.cost import count_macs, count_parameters
 from kwslib.spotter import load

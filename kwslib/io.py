@@ -1,8 +1,8 @@
 """Errors in one sentence, and files that are never half-written.
 
-Everything that a person can get wrong ends in a `KwsError`, which `cli` turns (as it does a full disk or a
-folder that is not writable) into one line on stderr. Everything is written through `replacing`, so that a
-file either has its final name and is whole, or is not there.
+Whatever a person can get wrong ends in a `KwsError`, which `cli` turns (as it does a full disk or a
+folder that is not writable) into one line on stderr. Every file is written through `replacing`, so that it
+either has its final name and is whole, or is not there.
 """
 
 from __future__ import annotations
@@ -12,31 +12,27 @@ import errno
 import hashlib
 import json
 import os
-import platform
-import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 SAMPLE_RATE = 16_000  # Hz, everywhere in kwslib
 CLIP = 16_000  # samples in a packed clip: one second
-_UMASK = os.umask(0)
-os.umask(_UMASK)
 
 
-class KwsError(Exception):
-    """A mistake the user can mend: the message names the file or key and the mend."""
+class KwsError(ValueError):
+    """A mistake that the user can fix: the message names the file or key and the remedy."""
 
 
 @contextmanager
 def replacing(path):
-    """Yield a scratch path beside `path`; move it to `path` only if the block succeeds."""
+    """Yield a scratch file beside `path`, empty; it becomes `path` only if the block succeeds."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        os.close(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666))  # with the mode that the umask leaves
         yield scratch
-        os.chmod(scratch, 0o666 & ~_UMASK)  # some writers create files for the owner alone
         with open(scratch, "rb+") as f:
             os.fsync(f.fileno())
         os.replace(scratch, path)
@@ -84,65 +80,22 @@ def file_hash(*paths, kind="sha256"):
     return digest.hexdigest()
 
 
-def cores():
-    """How many cores this process may use (not every system can say)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def keep_memory():
-    """Let the C library keep freed memory instead of returning it: a step's activations then cause no page faults.
-
-    Training on a processor gains a fifth. Only glibc has these switches; elsewhere nothing happens.
-    """
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-    mallopt(M_MMAP_THRESHOLD, 1 << 30)
-    mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-
-
-def machine():
-    """The machine and the versions that a measurement was made with."""
-    import torch
-
-    info = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
-    return {
-        "cpu": named[1].strip() if named else platform.processor() or platform.machine(),
-        "cores": cores(),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "os": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+UNWRITABLE = {"ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST", "EISDIR"}
 
 
 def cli(main):
-    """Run `main()` as a program: one sentence and exit status 2 for what the user can mend."""
+    """Run `main()` as a program: one sentence and exit status 2 for what the user can fix, 130 for Ctrl-C."""
     try:
         sys.exit(main())
     except KwsError as e:
         message = str(e)
     except OSError as e:
-        if e.errno not in (
-            errno.ENOSPC,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.EDQUOT,
-            errno.ENOTDIR,
-            errno.EEXIST,
-            errno.EISDIR,
-        ):
+        if errno.errorcode.get(e.errno) not in UNWRITABLE:
             raise
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-        mend = "free some space" if full else "choose a folder you may write to"
-        message = f"cannot write {e.filename or 'the output'}: {e.strerror}; {mend}"
+        remedy = "free some space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a folder you may write to"
+        message = f"cannot write {e.filename or 'the output'}: {e.strerror}; {remedy}"
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

@@ -7,57 +7,17 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from kwslib.checkpoint import read_checkpoint
-from kwslib.data.features import Normalise, WaveToSpec, to_float
+from kwslib.checkpoint import TrainedModel, load_model
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError
-from kwslib.models.registry import MODELS, build
 
 
-def load(checkpoint, device="cpu"):
-    """KeywordSpotter from a checkpoint. Raises KwsError where weights and card are of different models."""
-    weights, card = read_checkpoint(checkpoint)
-    if card["model"] not in MODELS:
-        raise KwsError(f"checkpoint {checkpoint} is of model {card['model']!r}, which this version of kwslib lacks")
-    model = build(card["model"], len(card["labels"]))
-    expected = model.state_dict()
-    wrong = [
-        k
-        for k in {*weights, *expected}
-        if k not in weights or k not in expected or weights[k].shape != expected[k].shape
-    ]
-    if wrong:
-        raise KwsError(
-            f"checkpoint {checkpoint} does not fit {card['model']} with {len(card['labels'])} labels "
-            f"({len(wrong)} tensors differ, {sorted(wrong)[0]} among them); "
-            "it belongs to another variant or label set"
-        )
-    model.load_state_dict(weights)
-    return KeywordSpotter(model, card, device)
+def load(path, device="cpu"):
+    """KeywordSpotter of a checkpoint: its file, its folder, or the name of one of `kwslib.pretrained()`."""
+    return load_model(path, device, KeywordSpotter)
 
 
-class KeywordSpotter:
-    """A trained model with its features and labels; `predict` takes a recording of any rate and length."""
-
-    def __init__(self, model, card, device="cpu"):
-        self.card, self.labels, self.device = card, card["labels"], torch.device(device)
-        self.model = model.eval().to(device)
-        self.frontend = WaveToSpec(**card["features"]).to(device)
-        self.normalise = Normalise(**card["normalisation"])
-
-    @torch.no_grad()
-    def logits(self, waves, samples=None):
-        """Float waves (B, N) at 16 kHz, valid samples (B,) or None -> logits (B, labels)."""
-        inputs = self.normalise(self.frontend(waves.to(self.device)))
-        lengths = None if samples is None else self.frontend.frames(samples.to(self.device))
-        return self.model(inputs, lengths).float()
-
-    def all_logits(self, waves, samples=None, batch=128):
-        """`logits` of any number of waves (n, N), float or int16, batch by batch -> (n, labels) on the CPU."""
-        parts = []
-        for rows in torch.arange(len(waves)).split(batch):
-            wave = waves[rows] if waves.is_floating_point() else to_float(waves[rows])
-            parts.append(self.logits(wave, None if samples is None else samples[rows]).cpu())
-        return torch.cat(parts)
+class KeywordSpotter(TrainedModel):
+    """A trained model that answers for a recording of any rate and length: `predict`."""
 
     def predict(self, wave, sample_rate=None):
         """[(label, probability), …], most probable first.

@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F
 
 from kwslib.benchmark import fit_exponent, peak_memory, threads, timings
-from kwslib.io import KwsError, cli, keep_memory, machine, write_json
+from kwslib.io import KwsError, cli, write_json
+from kwslib.machine import keep_memory, machine
 from kwslib.scan import selective_scan
 from paper.benchmark_training import MODELS, models_part
 

@@ -20,11 +20,12 @@ from kwslib.data.batches import Batches, SpeechCommands, collate_seq
 from kwslib.data.features import Normalise, WaveToSpec
 from kwslib.data.tasks import Split
 from kwslib.io import CLIP
+from kwslib.machine import autocast_to, pick_precision
 from kwslib.models import mamba
 from kwslib.models.registry import build, features_of
 from kwslib.scan import selective_scan
 from kwslib.training.config import Config
-from kwslib.training.loop import autocast_to, pick_precision, train_epoch
+from kwslib.training.loop import train_epoch
 from kwslib.training.optim import Schedule, parameter_groups
 
 CPU = torch.device("cpu")

@@ -17,7 +17,8 @@ from pathlib import Path
 from kwslib.data.corpus import pack
 from kwslib.evaluation import test
 from kwslib.io import KwsError, cli
-from kwslib.training.loop import pick_device, train
+from kwslib.machine import pick_device
+from kwslib.training.loop import train
 from paper.profile import Profile
 
 

@@ -18,7 +18,8 @@ import torchaudio.functional as AF
 from kwslib.data.corpus import load_corpus
 from kwslib.data.features import to_float
 from kwslib.data.tasks import SILENCE, UNKNOWN, select
-from kwslib.io import CLIP, SAMPLE_RATE, cli, machine, write_json
+from kwslib.io import CLIP, SAMPLE_RATE, cli, write_json
+from kwslib.machine import machine
 from kwslib.metrics import accuracy
 from kwslib.spotter import load
 from paper.statistics import calibration, roc

@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from kwslib.io import KwsError, cli, machine, read_json, replacing, write_json
+from kwslib.io import KwsError, cli, read_json, replacing, write_json
+from kwslib.machine import machine
 from kwslib.training.loop import train
 from paper.profile import Profile
 from paper.tables import markdown

@@ -21,7 +21,8 @@ import torch
 from kwslib.data.corpus import load_corpus
 from kwslib.data.features import to_float
 from kwslib.data.tasks import SILENCE, UNKNOWN, noise_of
-from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, machine, write_json
+from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, write_json
+from kwslib.machine import machine
 from kwslib.metrics import accuracy
 from kwslib.models.layers import SequenceKWS
 from kwslib.spotter import load

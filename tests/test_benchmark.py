@@ -9,7 +9,8 @@ from torch import nn
 
 from kwslib import benchmark
 from kwslib.checkpoint import save_checkpoint
-from kwslib.io import KwsError, cli, machine, read_json
+from kwslib.io import KwsError, cli, read_json
+from kwslib.machine import machine
 from kwslib.models.cost import count_parameters
 from kwslib.models.registry import build
 

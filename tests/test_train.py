@@ -182,7 +182,7 @@ def test_a_student_learns_what_its_teacher_says(corpus, tmp_path, finished):
 
 
 def test_a_teacher_of_other_words_is_refused(corpus, tmp_path, finished):
-    with pytest.raises(KwsError, match="tells 3 labels apart, which are not the 2 of this task"):
+    with pytest.raises(KwsError, match="knows 3 labels, which are not the 2 of this task"):
         run(corpus, tmp_path, task=["high", "low"], teachers=[finished[0]])
     with pytest.raises(KwsError, match="a share from 0 to 1"):
         recipe(corpus, tmp_path, teachers=[finished[0]], distillation=1.5)

@@ -29,19 +29,8 @@ from kwslib.data.audio import Unreadable
 from kwslib.data.fetch import progress
 from kwslib.data.folder import SPLITS, Folder, SpeechCommands
 from kwslib.data.synthetic import Synthetic
-from kwslib.io import (
-    CLIP,
-    SAMPLE_RATE,
-    KwsError,
-    cli,
-    cores,
-    file_hash,
-    read_csv,
-    read_json,
-    replacing,
-    write_csv,
-    write_json,
-)
+from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, file_hash, read_csv, read_json, replacing, write_csv, write_json
+from kwslib.machine import cores
 
 PIECE = 128  # clips that a worker takes at a time: 4 MB
 HEADER = 128  # bytes before the samples in waves.npy

@@ -5,23 +5,24 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from kwslib.checkpoint import load_model
 from kwslib.io import KwsError
-from kwslib.spotter import load
 
 
 def soft_targets(teachers, split, share, temperature, device="cpu"):
-    """Probabilities (clips, labels) to train towards, on the CPU: `share` of them the teachers', the rest the true word's.
+    """Probabilities (clips, labels) to train towards, on the CPU: `share` of them the teachers', the rest the word's.
 
-    teachers: paths of checkpoints. split: a `kwslib.data.tasks.Split`. The teachers hear each clip as it is, once, before training
-    begins; their softmax at `temperature` is averaged (Hinton, Vinyals and Dean 2015, arXiv 1503.02531, section 2). Each has
-    its own features, so that any model may teach any other. Raises KwsError where a teacher has other labels.
+    teachers: paths of checkpoints. split: a `kwslib.data.tasks.Split`. The teachers hear each clip as it is, once,
+    before training begins; their softmax at `temperature` is averaged (Hinton, Vinyals and Dean 2015, arXiv
+    1503.02531, section 2). Each has its own features, so that any model may teach any other. Raises KwsError where a
+    teacher has other labels.
     """
     taught = torch.zeros(len(split.targets), len(split.labels))
     for path in teachers:
-        teacher = load(path, device)
+        teacher = load_model(path, device)
         if teacher.labels != split.labels:
             raise KwsError(
-                f"teacher {path} tells {len(teacher.labels)} labels apart, which are not the {len(split.labels)} "
+                f"teacher {path} knows {len(teacher.labels)} labels, which are not the {len(split.labels)} "
                 "of this task; take one that was trained on the same task"
             )
         taught += (teacher.all_logits(split.waves, split.samples) / temperature).softmax(1) / len(teachers)

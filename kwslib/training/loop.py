@@ -12,7 +12,6 @@ the CPU, ends with the same bits. All randomness is a function of (seed, epoch).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -32,7 +31,8 @@ from kwslib.data.batches import Batches
 from kwslib.data.corpus import load_corpus
 from kwslib.data.features import Normalise
 from kwslib.data.tasks import noise_of, select
-from kwslib.io import KwsError, cli, keep_memory, replacing, write_csv
+from kwslib.io import KwsError, cli, replacing, write_csv
+from kwslib.machine import autocast_to, keep_memory, pick_device, pick_precision
 from kwslib.models.registry import build
 from kwslib.training.config import Config, load_config, parse_overrides
 from kwslib.training.distil import soft_targets
@@ -297,36 +297,6 @@ def load_moments(optimizer, moments, device):
         i, name = key.split(".")
         state["state"].setdefault(int(i), {})[name] = tensor if name == "step" else tensor.to(device)
     optimizer.load_state_dict(state)
-
-
-def pick_device(name):
-    """auto: CUDA where there is a GPU, else the CPU. Raises KwsError for a device this machine lacks."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
-        raise KwsError(f"device {name!r} is not known; set it to auto, cpu, cuda or mps")
-    if name.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise KwsError("device is cuda but PyTorch sees no GPU here; set device to auto or cpu")
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise KwsError("device is mps but this is no Mac that PyTorch can use; set device to auto or cpu")
-    return torch.device(name)
-
-
-def pick_precision(name, device):
-    """True for bf16 autocast. auto: where the device multiplies bf16 natively."""
-    if name == "auto":
-        return (
-            torch.cuda.is_bf16_supported()
-            if device.type == "cuda"
-            else (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
-        )
-    return name == "bf16"
-
-
-def autocast_to(device, bf16):
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
 def progress_bar(total, label):
