@@ -15,8 +15,8 @@ import numpy as np
 import torch
 import torchaudio.functional as AF
 
+from kwslib.data.audio import loudest_window, mix_at_snr, shift, to_float
 from kwslib.data.corpus import load_corpus
-from kwslib.data.features import to_float
 from kwslib.data.tasks import SILENCE, UNKNOWN, select
 from kwslib.io import CLIP, SAMPLE_RATE, cli, write_json
 from kwslib.machine import machine
@@ -31,7 +31,11 @@ TALKERS = 6  # voices in the babble
 
 
 def pink(n, size, generator):
-    """Noise (n, size) whose power falls as 1 / frequency."""
+    """Noise (n, size) whose power falls as 1 / frequency.
+
+    Not audio.coloured_noise, which has PyTorch's generator, float32 and the first 50 Hz otherwise: other noise, so
+    other numbers than the committed ones.
+    """
     spectrum = torch.fft.rfft(torch.randn(n, size, generator=generator))
     spectrum /= torch.arange(spectrum.shape[1]).clamp(min=1).sqrt()
     return torch.fft.irfft(spectrum, n=size)
@@ -45,25 +49,19 @@ def babble(voices, n, generator):
 
 def mixed(waves, noise, snr):
     """waves + noise, both (n, size), at `snr` dB over the clip; scaled down where that would clip."""
-    ratio = waves.square().mean(1) / noise.square().mean(1).clamp_min(1e-12)
-    out = waves + (ratio / 10 ** (snr / 10)).sqrt()[:, None] * noise
+    out = mix_at_snr(waves, noise, snr)
     return out / out.abs().amax(1, keepdim=True).clamp_min(1.0)
 
 
 def shifted(waves, ms):
     """Every wave `ms` later (earlier where negative); zeros come in."""
-    by = round(abs(ms) * SAMPLE_RATE / 1000)
-    zeros = waves.new_zeros(len(waves), by)
-    return torch.cat([zeros, waves[:, : CLIP - by]], 1) if ms >= 0 else torch.cat([waves[:, by:], zeros], 1)
+    return shift(waves, round(ms * SAMPLE_RATE / 1000))
 
 
 def loudest(waves, seconds):
     """(n, CLIP) waves of which only the loudest `seconds` are left, moved to the start; the rest is zero."""
     size = round(seconds * SAMPLE_RATE)
-    energy = torch.nn.functional.pad(waves.square().cumsum(1), (1, 0))
-    start = (
-        (energy[:, size:] - energy[:, :-size]).argmax(1) if size < CLIP else torch.zeros(len(waves), dtype=torch.long)
-    )
+    start = torch.from_numpy(loudest_window(waves.numpy(), size, np.float32))
     out = waves.gather(1, start[:, None] + torch.arange(size))
     return torch.nn.functional.pad(out, (0, CLIP - size))
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kwslib.data.audio import to_float
 from kwslib.data.corpus import load_corpus
-from kwslib.data.features import to_float
 from kwslib.data.tasks import SILENCE, UNKNOWN, noise_of
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, write_json
 from kwslib.machine import machine
@@ -69,6 +69,7 @@ def make_stream(
     size, noise = round(hours * 3600 * SAMPLE_RATE), noise_of(corpus, split)
     wave = np.zeros(size, np.float32)
     loud = np.sqrt(np.mean(to_float(torch.from_numpy(np.asarray(corpus.waves[pools[0][:500]]))).numpy() ** 2))
+    # Not audio.mix_at_snr: one level for all words, which are added where they fall, not a ratio for each clip.
     for start in range(0, size, noise.shape[1]):
         piece = noise[rng.integers(len(noise))].astype(np.float32)
         level = loud / 10 ** (rng.uniform(*snr) / 20)

@@ -1,16 +1,31 @@
-"""One way to decode, resample and cut sound."""
+"""Sound as samples: decoding, resampling, levels, cutting, shifting and mixing, each in one place.
+
+Importing this module does not import PyTorch: packing's workers start without it, and load it only for a clip that
+must be resampled.
+"""
 
 from __future__ import annotations
 
 import io
+import os
+from itertools import chain
 
 import numpy as np
 
 from kwslib.io import SAMPLE_RATE, KwsError
 
+RATES = (4000, 192_000)  # Hz
+BLOCK = 60  # seconds that are decoded or resampled at a time
+FAR = 8.0  # a sample beyond this was never on the scale [-1, 1]
+CUT = "truncated: it ends before its header says"
+NOTHING = np.zeros(0, np.float32)
+
 
 class Unreadable(KwsError):
-    """One file cannot be used; the message says why."""
+    """A recording cannot be used; the message says why."""
+
+
+# -- levels
 
 
 def to_int16(wave):
@@ -19,41 +34,173 @@ def to_int16(wave):
     return samples, bool(np.abs(wave).max(initial=0) > 1)
 
 
-def resample(wave, rate):
-    """Float samples (n,) at `rate` Hz -> float32 (n',) at 16 kHz."""
-    if rate == SAMPLE_RATE:
-        return wave
-    if not 4000 <= rate <= 192_000 or SAMPLE_RATE // np.gcd(rate, SAMPLE_RATE) > 3200:
-        raise Unreadable(f"its rate of {rate} Hz cannot be resampled to {SAMPLE_RATE} Hz")
-    import torch  # workers that need no resampling start without it
-    from torchaudio.functional import resample as convert
-
-    torch.set_num_threads(1)
-    return convert(torch.from_numpy(np.ascontiguousarray(wave, np.float32)), rate, SAMPLE_RATE).numpy()
+def to_float(waves):
+    """A tensor of int16 samples -> float32 in [-1, 1)."""
+    return waves.float() / 32768.0
 
 
-def decode_audio(data, seconds=None):
-    """Bytes of a sound file -> float32 (n,), mono, 16 kHz; at most its first `seconds`. Raises Unreadable."""
+def to_mono(samples, name="the wave"):
+    """Samples (n,), (channels, n) or (n, channels) -> float32 (n,), finite, on the scale [-1, 1]. Raises Unreadable.
+
+    samples: an array, tensor or list of floats in [-1, 1], int16, int32 or uint8. The longer side is time: torchaudio
+    puts channels first, soundfile last.
+    """
+    if hasattr(samples, "detach"):  # a tensor, wherever it is and whatever its gradient
+        samples = samples.detach().cpu()
+        samples = samples.float() if samples.is_floating_point() else samples
+    elif not hasattr(samples, "__array__") and not isinstance(samples, (list, tuple)):
+        raise Unreadable(f"{name} is a {type(samples).__name__}; give the samples as an array, a tensor or a list")
+    try:
+        wave = np.asarray(samples)
+    except (ValueError, TypeError):
+        raise Unreadable(f"{name} is ragged: its channels differ in length; give one array") from None
+    if wave.ndim not in (1, 2):
+        raise Unreadable(f"{name} has shape {wave.shape}; give (samples,), (channels, samples) or (samples, channels)")
+    if not wave.size:
+        raise Unreadable(f"{name} holds no samples; give a recording that is not empty")
+    full_scale = {"int16": (0, 1 << 15), "int32": (0, 1 << 31), "uint8": (128, 128)}
+    if wave.dtype.name in full_scale:
+        zero, scale = full_scale[wave.dtype.name]
+        wave = (wave.astype(np.float32) - np.float32(zero)) / np.float32(scale)
+    elif wave.dtype.kind != "f":
+        raise Unreadable(f"{name} holds {wave.dtype} values; give floats in [-1, 1], int16, int32 or uint8")
+    peak = max(wave.max(), -wave.min())
+    if not np.isfinite(peak):
+        raise Unreadable(f"{name} holds NaN or infinite samples; record or convert it again")
+    if peak > FAR:
+        raise Unreadable(f"{name} has a sample of {peak:g}, far outside [-1, 1]; divide by full scale, or give int16")
+    wave = np.asarray(wave, np.float32)
+    return wave if wave.ndim == 1 else wave.mean(axis=0 if wave.shape[0] <= wave.shape[1] else 1)
+
+
+# -- decoding and resampling
+
+
+def decode(source, seconds=None):
+    """Path or bytes of a sound file -> float32 (n,), mono, 16 kHz, finite; at most its first `seconds`.
+
+    Any format, rate from 4 to 192 kHz and number of channels that libsndfile reads; a minute at a time, so that a long
+    file needs little more memory than its samples at 16 kHz. Raises Unreadable, also for a file that was cut off.
+    """
     import soundfile
 
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as f:
-            frames = min(f.frames, int(seconds * f.samplerate)) if seconds else f.frames
-            wave, rate = f.read(frames, dtype="float32", always_2d=True).mean(axis=1), f.samplerate
-    except (soundfile.SoundFileError, ValueError, MemoryError) as e:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as raw:
+            if _cut(raw):
+                raise Unreadable(CUT)
+            raw.seek(0)
+            with soundfile.SoundFile(raw) as file:
+                rate = file.samplerate
+                blocks = _blocks(file, min(file.frames, int(seconds * rate)) if seconds else file.frames)
+                wave = np.concatenate([NOTHING, *(blocks if rate == SAMPLE_RATE else _resampled(blocks, rate))])
+    except Unreadable:
+        raise
+    except (OSError, soundfile.SoundFileError, TypeError, ValueError, MemoryError) as e:  # TypeError: a name in .raw
         raise Unreadable(f"not audio that libsndfile reads ({getattr(e, 'error_string', e)})") from None
-    # libsndfile is silent about a file that was cut off in WAV (whose header promises more bytes than
-    # there are) and in Ogg (whose last page must say that it is the last, and be whole).
-    cut = len(wave) < frames
-    if data[:4] == b"RIFF":
-        cut |= len(data) - 8 < int.from_bytes(data[4:8], "little") < 0xFFFFFFF7  # above: a stream's
-    elif data[:4] == b"OggS":
-        last = data[data.rfind(b"OggS") :]
-        cut |= len(last) < 27 or not last[5] & 4 or len(last) < 27 + last[26] + sum(last[27 : 27 + last[26]])
-    if cut:
-        raise Unreadable("truncated: it ends before its header says")
     if not len(wave):
         raise Unreadable("holds no samples")
-    if not np.isfinite(wave).all():
-        raise Unreadable("holds NaN or infinite samples")
-    return resample(wave, rate)
+    return wave
+
+
+def _cut(raw):
+    """Whether a WAV or Ogg file was cut off, of which libsndfile says nothing: a WAV's header promises more bytes than
+    there are; an Ogg's last page must say that it is the last, and be whole."""
+    start, size = raw.read(8), raw.seek(0, os.SEEK_END)
+    if start[:4] == b"RIFF":
+        return size - 8 < int.from_bytes(start[4:], "little") < 0xFFFFFFF7  # above: a stream's
+    if start[:4] == b"OggS":
+        raw.seek(max(0, size - (1 << 17)))  # a page has 64 KiB at most
+        tail = raw.read()
+        last = tail[tail.rfind(b"OggS") :]
+        return len(last) < 27 or not last[5] & 4 or len(last) < 27 + last[26] + sum(last[27 : 27 + last[26]])
+    return False
+
+
+def _blocks(file, frames):
+    """The next `frames` frames of an open file, mono, in blocks of a minute. Raises Unreadable."""
+    while frames > 0:
+        wanted = min(frames, BLOCK * file.samplerate)
+        block = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
+        if len(block) < wanted:
+            raise Unreadable(CUT)
+        if not np.isfinite(block).all():
+            raise Unreadable("holds NaN or infinite samples")
+        frames -= wanted
+        yield block
+
+
+def resample(wave, rate):
+    """Float samples (n,) at `rate` Hz (an int) -> float32 (n',) at 16 kHz: torchaudio's windowed sinc filter.
+
+    Raises Unreadable where no filter of reasonable length does it.
+    """
+    if rate == SAMPLE_RATE:
+        return wave
+    blocks = (wave[i : i + BLOCK * rate] for i in range(0, len(wave), BLOCK * rate))
+    return np.concatenate([NOTHING, *_resampled(blocks, rate)])
+
+
+def _resampled(blocks, rate):
+    """Blocks of a minute (the last may be shorter) at `rate` Hz -> the same at 16 kHz, without seams: a second of both
+    neighbours goes with each, which is more than the filter's length. Raises Unreadable."""
+    if not RATES[0] <= rate <= RATES[1] or np.gcd(rate, SAMPLE_RATE) < 5:  # other filters would take gigabytes
+        raise Unreadable(
+            f"its rate of {rate} Hz cannot be resampled to {SAMPLE_RATE} Hz; "
+            f"give a rate from {RATES[0]:,} to {RATES[1]:,} Hz that 5 or 8 divides"
+        )
+    import torch
+    from torchaudio.functional import resample as convert
+
+    before, block = NOTHING, next(blocks, None)
+    for after in chain(blocks, [NOTHING]) if block is not None else ():
+        piece = np.concatenate([before[-rate:], block, after[:rate]]).astype(np.float32, copy=False)
+        piece = convert(torch.from_numpy(piece), rate, SAMPLE_RATE).numpy()
+        start = SAMPLE_RATE if len(before) else 0
+        yield piece[start : start + -(-len(block) * SAMPLE_RATE // rate)]
+        before, block = block, after
+
+
+# -- cutting, shifting, noise
+
+
+def loudest_window(waves, size, dtype=np.float64):
+    """Where the `size` samples of most energy begin: int (…,) for an array (…, n); the first such place of several.
+
+    dtype is that of the energies. (The corpora were packed with float64, the paper's cut clips made with float32.)
+    """
+    energy = np.cumsum(waves.astype(dtype) ** 2, axis=-1, dtype=np.float64).astype(dtype)
+    energy = np.concatenate([np.zeros_like(energy[..., :1]), energy], -1)
+    return np.argmax(energy[..., size:] - energy[..., : energy.shape[-1] - size], axis=-1)
+
+
+def shift(waves, by):
+    """A tensor (B, N), each wave `by` samples later, earlier where negative; zeros come in.
+
+    by: an int, or int64 (B,) on the CPU.
+    """
+    import torch
+
+    by = torch.as_tensor(by).expand(len(waves))
+    most, size = max(map(abs, by.tolist()), default=0), waves.shape[1]
+    padded = torch.nn.functional.pad(waves, (most, most))
+    starts = (most - by).to(waves.device)
+    return padded.gather(1, starts[:, None] + torch.arange(size, device=waves.device))
+
+
+def mix_at_snr(waves, noise, snr, where=None):
+    """waves + noise, tensors (B, N), the noise scaled to be `snr` dB below each wave in mean power.
+
+    snr: a number or float (B,). where: bool (B,), the waves to which noise is added; None means all.
+    """
+    ratio = waves.square().mean(1) / noise.square().mean(1).clamp_min(1e-12)
+    gain = (ratio / 10 ** (snr / 10)).sqrt()
+    gain = gain if where is None else gain * where
+    return waves + gain[:, None] * noise
+
+
+def coloured_noise(rng, n, exponent):
+    """Gaussian noise, float64 (n,), of unit power that falls as 1 / f ** exponent above 50 Hz (1 pink, 2 brown)."""
+    spectrum = np.fft.rfft(rng.standard_normal(n))
+    spectrum *= np.maximum(np.fft.rfftfreq(n, 1 / SAMPLE_RATE), 50.0) ** (-exponent / 2)
+    noise = np.fft.irfft(spectrum, n)
+    return noise / noise.std()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import torchaudio.functional as AF
 
+from kwslib.data.audio import mix_at_snr, shift
 from kwslib.io import SAMPLE_RATE, KwsError
 
 
@@ -83,17 +84,13 @@ class Augment:
             waves = resample_each(waves, draw["speed"])
             samples = (samples / draw["speed"]).long().clamp(max=size)
         if "shift" in draw:
-            padded = F.pad(waves, (self.shift, self.shift))
-            starts = (self.shift - draw["shift"]).to(waves.device)
-            waves = padded.gather(1, starts[:, None] + torch.arange(size, device=waves.device))
+            waves = shift(waves, draw["shift"])
             samples = samples + draw["shift"]
         samples = samples.clamp(1, size)
         if "snr" in draw:
             where = draw["start"][:, None] + torch.arange(size)
             noise = self.background[where].to(waves.device)
-            ratio = waves.square().mean(1) / noise.square().mean(1).clamp_min(1e-12)
-            gain = (ratio / 10 ** (draw["snr"].to(waves.device) / 10)).sqrt() * draw["mix"].to(waves.device)
-            waves = waves + gain[:, None] * noise
+            waves = mix_at_snr(waves, noise, draw["snr"].to(waves.device), draw["mix"].to(waves.device))
         if "sigma" in draw:
             waves = waves + draw["sigma"].to(waves.device)[:, None] * white(draw["seed"], size, waves.device)
         return waves, samples
@@ -106,7 +103,7 @@ class Augment:
 
 
 def resample_each(waves, speed):
-    """Play each clip of (B, N) `speed` (B,) times as fast: linear interpolation; the length stays, cut or zero-padded."""
+    """Play each clip of (B, N) `speed` (B,) times as fast, by linear interpolation; cut or zero-padded to N."""
     size = waves.shape[1]
     at = torch.arange(size) * speed[:, None]
     left = at.long().clamp(max=size - 1)

@@ -13,6 +13,7 @@ import torch
 import torchaudio.functional as AF
 from torch import nn
 
+from kwslib.data.audio import to_float
 from kwslib.io import SAMPLE_RATE, KwsError
 
 
@@ -99,8 +100,3 @@ class Normalise(nn.Module):
 
     def forward(self, x):
         return (x - self.mean) / self.std
-
-
-def to_float(waves):
-    """int16 samples -> float32 in [-1, 1)."""
-    return waves.float() / 32768.0

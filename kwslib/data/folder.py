@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kwslib.data.audio import Unreadable, decode_audio, to_int16
+from kwslib.data.audio import Unreadable, decode, loudest_window, to_int16
 from kwslib.data.fetch import fetch
 from kwslib.io import CLIP, KwsError, file_hash, replacing
 
@@ -161,19 +161,16 @@ class Folder:
 
     def decode(self, clip):
         """One clip -> (int16 (n,) with n <= 16,000, whether it was clipped). Raises Unreadable."""
-        wave = decode_audio(self._read(clip.where), seconds=60)
-        if len(wave) > CLIP:
-            energy = np.cumsum(np.concatenate([[0.0], wave.astype(np.float64) ** 2]))
-            start = int(np.argmax(energy[CLIP:] - energy[:-CLIP]))
-            wave = wave[start : start + CLIP]
-        return to_int16(wave)
+        wave = decode(self._read(clip.where), seconds=60)
+        start = loudest_window(wave, CLIP) if len(wave) > CLIP else 0
+        return to_int16(wave[start : start + CLIP])
 
     def noise(self):
         """All background noise, laid end to end: int16 (n,)."""
         waves = [np.zeros(0, np.int16)]
         for path, name in self.noises:
             try:
-                waves.append(to_int16(decode_audio(self._read(name)))[0])
+                waves.append(to_int16(decode(self._read(name)))[0])
             except Unreadable as e:
                 self.skipped.append({"path": path, "reason": str(e)})
         return np.concatenate(waves)

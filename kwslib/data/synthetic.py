@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kwslib.data.audio import Unreadable, to_int16
+from kwslib.data.audio import Unreadable, coloured_noise, to_int16
 from kwslib.data.folder import SPLITS, Clip
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError
 
@@ -131,7 +131,8 @@ class Synthetic:
         start = rng.integers(CLIP - len(speech) + 1)
         dry[start : start + len(speech)] = speech
         wet = in_room(rng, dry)
-        noise = coloured(rng, CLIP, rng.uniform(0, 2))
+        noise = coloured_noise(rng, CLIP, rng.uniform(0, 2))
+        # Not audio.mix_at_snr: the ratio counts over the speech alone.
         power = (wet[start : start + len(speech)] ** 2).mean()
         wave = wet + noise * np.sqrt(power) / 10 ** (rng.uniform(*self.snr) / 20)
         level = 10 ** (rng.uniform(-26, -1) / 20)  # of the peak, dB below full scale
@@ -143,24 +144,19 @@ class Synthetic:
         n = 10 * SAMPLE_RATE
         seconds = np.arange(n) / SAMPLE_RATE
         hum = sum(np.sin(2 * np.pi * 50 * k * seconds + rng.uniform(0, 6)) / k for k in range(1, 12))
-        gusts = coloured(rng, n, 1) * (1 + 0.9 * np.sin(2 * np.pi * 0.7 * seconds + rng.uniform(0, 6)))
-        kinds = [*(coloured(rng, n, e) for e in (0, 1, 2, -1)), hum + 0.1 * coloured(rng, n, 0), gusts]
+        gusts = coloured_noise(rng, n, 1) * (1 + 0.9 * np.sin(2 * np.pi * 0.7 * seconds + rng.uniform(0, 6)))
+        kinds = [*(coloured_noise(rng, n, e) for e in (0, 1, 2, -1)), hum + 0.1 * coloured_noise(rng, n, 0), gusts]
         return np.concatenate([to_int16(0.3 * k / np.abs(k).max())[0] for k in kinds])
 
 
 def to_16k(wave):
-    """22,050 Hz -> 16 kHz, exactly, in the frequency domain (441 samples become 320)."""
+    """22,050 Hz -> 16 kHz, exactly, in the frequency domain (441 samples become 320).
+
+    Not audio.resample: its filter gives other bits, and needs PyTorch, which packing synthetic speech does not.
+    """
     blocks = -(-len(wave) // 441)
     spectrum = np.fft.rfft(wave, blocks * 441)[: blocks * 160]
     return np.fft.irfft(spectrum, blocks * 320) * 320 / 441
-
-
-def coloured(rng, n, exponent):
-    """Gaussian noise (n,) of unit power, falling as 1 / f ** exponent above 50 Hz (1 pink, 2 brown)."""
-    spectrum = np.fft.rfft(rng.standard_normal(n))
-    spectrum *= np.maximum(np.fft.rfftfreq(n, 1 / SAMPLE_RATE), 50.0) ** (-exponent / 2)
-    noise = np.fft.irfft(spectrum, n)
-    return noise / noise.std()
 
 
 def in_room(rng, wave):
