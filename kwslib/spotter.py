@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 from kwslib.checkpoint import TrainedModel, load_model
+from kwslib.data.audio import Unreadable, decode, resample, to_mono
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError
 
 
@@ -17,57 +19,45 @@ def load(path, device="cpu"):
 
 
 class KeywordSpotter(TrainedModel):
-    """A trained model that answers for a recording of any rate and length: `predict`."""
+    """A trained model that names the keyword in a recording of any rate and length: `predict`."""
 
     def predict(self, wave, sample_rate=None):
-        """[(label, probability), …], most probable first.
+        """[(label, probability), …] of one recording, most probable first.
 
-        wave: path of an audio file, or samples (N,), (channels, N) or (N, channels) with their sample_rate in Hz.
-        A recording of less than a second is padded, and the padding left out of the mean; of a longer one,
-        the surest of the one-second windows, a quarter of a second apart, answers.
+        wave: path of an audio file, or samples (N,), (channels, N) or (N, channels) as an array, tensor or list: floats
+        in [-1, 1], int16, int32 or uint8. sample_rate: that of the samples, in Hz; a file has its own.
+
+        A recording of less than a second is padded with zeros, which the mean over time leaves out. A longer one is cut
+        into one-second windows that start a quarter of a second apart; the most confident window gives the answer.
+        Raises KwsError, in one sentence, for what is not a recording.
         """
-        wave = self.one_channel(wave, sample_rate)
+        wave = torch.from_numpy(recording(wave, sample_rate))
         last = max(len(wave) - CLIP, 0)
         starts = [*range(0, last, SAMPLE_RATE // 4), last]  # the last window ends where the recording does
-        windows = torch.stack([F.pad(w, (0, CLIP - len(w))) for w in (wave[s : s + CLIP] for s in starts)])
-        samples = torch.tensor([min(len(wave) - s, CLIP) for s in starts])
-        p = torch.cat([self.logits(w, s).softmax(1).cpu() for w, s in zip(windows.split(64), samples.split(64))])
+        posteriors = []
+        for i in range(0, len(starts), 64):  # never all windows at once: they hold every sample four times
+            windows = [wave[s : s + CLIP] for s in starts[i : i + 64]]
+            samples = torch.tensor([len(w) for w in windows])
+            windows = torch.stack([F.pad(w, (0, CLIP - len(w))) for w in windows])
+            posteriors.append(self.logits(windows, samples).softmax(1).cpu())
+        p = torch.cat(posteriors)
         best = p[p.max(1).values.argmax()]
         order = best.argsort(descending=True, stable=True)
         return [(self.labels[i], float(best[i])) for i in order]
 
-    @staticmethod
-    def one_channel(wave, sample_rate):
-        """Path or samples -> float32 (N,) at 16 kHz. Raises KwsError for what is not sound."""
-        import torchaudio.functional as AF
 
-        name = "the wave"
-        if isinstance(wave, (str, Path)):
-            import soundfile
-
-            name = str(wave)
-            if not Path(wave).is_file():
-                raise KwsError(f"{wave} does not exist; give the path of an audio file")
-            try:
-                wave, sample_rate = soundfile.read(str(wave), dtype="float32", always_2d=True)
-            except (soundfile.LibsndfileError, TypeError) as e:  # TypeError: a name ending in .raw
-                reason = getattr(e, "error_string", e)
-                raise KwsError(f"{name} cannot be read as audio ({reason}); give wav, flac, ogg or mp3") from None
-            wave = wave.T
-        elif sample_rate is None or sample_rate < 1:
-            raise KwsError(f"sample_rate is {sample_rate}; predict needs the rate of the samples it is given, in Hz")
-        wave = torch.as_tensor(wave)
-        if not wave.is_floating_point():
-            wave = wave.float() / torch.iinfo(wave.dtype).max
-        if wave.dim() > 2:
-            raise KwsError(
-                f"{name} has shape {tuple(wave.shape)}; give (samples,), (channels, samples) or (samples, channels)"
-            )
-        if wave.dim() == 2 and wave.numel():  # the longer side is time: soundfile puts channels last, torchaudio first
-            wave = wave.float().mean(0 if wave.shape[0] <= wave.shape[1] else 1)
-        wave = wave.float().flatten()
-        if not len(wave):
-            raise KwsError(f"{name} holds no samples; give a recording that is not empty")
-        if not wave.isfinite().all():
-            raise KwsError(f"{name} holds NaN or infinite samples; record or convert it again")
-        return AF.resample(wave, int(sample_rate), SAMPLE_RATE) if sample_rate != SAMPLE_RATE else wave
+def recording(wave, sample_rate):
+    """What `predict` takes -> float32 (N,), mono, 16 kHz. Raises KwsError."""
+    if isinstance(wave, (str, os.PathLike)):
+        if not Path(wave).is_file():
+            raise KwsError(f"{wave} does not exist; give the path of an audio file")
+        try:
+            samples = decode(wave)
+        except Unreadable as e:
+            raise KwsError(f"{wave} cannot be read as audio ({e}); give a whole wav, flac, ogg or mp3 file") from None
+        return to_mono(samples, str(wave))
+    if isinstance(wave, (list, tuple)) and any(isinstance(w, (str, os.PathLike)) for w in wave):
+        raise KwsError("the wave is a list of paths; predict takes one recording, so call it once for each path")
+    if sample_rate is None:
+        raise KwsError("sample_rate is None; predict needs the rate of the samples, in Hz")
+    return resample(to_mono(wave), sample_rate)

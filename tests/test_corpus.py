@@ -102,6 +102,7 @@ def test_folder_lists_speakers_noise(plain):
     original = sf.read(io.BytesIO(clips()["up/cc_nohash_1.wav"]), dtype="int16")[0]
     np.testing.assert_array_equal(plain.waves[plain.paths.tolist().index("up/cc_nohash_1.wav")], original)
     assert len(plain.noise) == 12 * 16000 and card["noise_seconds"] == 12 and card["skipped"] == []
+    assert "note" not in card  # every name has a speaker
     assert {p.name for p in plain.root.iterdir()} == {"card.json", "index.csv", "noise.npy", "waves.npy"}
 
 
@@ -116,7 +117,7 @@ def test_archives_pack_to_the_same_bytes(plain, tmp_path, kind):
     assert str(tmp_path) not in (tmp_path / "packed/card.json").read_text()
 
 
-def test_formats_rates_lengths_channels(tmp_path):
+def test_formats_rates_lengths_channels(tmp_path, capfd):
     long = np.zeros(40000)
     long[20000:30000] = 0.5
     files = {
@@ -142,6 +143,8 @@ def test_formats_rates_lengths_channels(tmp_path):
     assert np.count_nonzero(wave["long"]) == 10000  # the loudest second holds all of the burst
     assert packed.card["silent"] == 1 and packed.card["clipped"] == 1 and packed.card["short"] == 2
     assert wave["loud"][:99].tolist() == [32767] * 99
+    assert packed.card["note"].startswith("10 of 10 clips have no speaker in their names")
+    assert capfd.readouterr().err.count("have no speaker in their names") == 1
 
 
 def test_unreadable_clips_are_skipped_and_listed(tmp_path):
@@ -171,6 +174,8 @@ def test_unreadable_clips_are_skipped_and_listed(tmp_path):
 
 def test_bad_sources(tmp_path):
     refused("does not exist", tmp_path / "nowhere", tmp_path / "o")
+    refused("source is ''; give", "", tmp_path / "o")
+    refused("source is None; give", None, tmp_path / "o")
     (tmp_path / "empty").mkdir()
     refused("holds no clips", tmp_path / "empty", tmp_path / "o")
     for kind, make in {"zip": as_zip, "tar.gz": as_tar, "tar": partial(as_tar, mode="w")}.items():
@@ -315,43 +320,6 @@ def test_speech_commands_is_fetched_resumed_and_verified(server, tmp_path, plain
     refused("wrong md5", "speech_commands", away / "o", url=server)
     assert not [p for p in away.iterdir() if p.name.startswith("speech.tar.gz")]
     refused("cannot fetch", "speech_commands", away / "o", url="http://127.0.0.1:9/speech.tar.gz")
-
-
-TINY = {"words": ["yes", "three", "tree"], "speakers": (3, 2, 2)}
-
-
-def test_synthetic_is_deterministic_and_splits_speakers(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_module, "PIECE", 4)
-    one = pack("synthetic", tmp_path / "one", workers=1, **TINY)
-    two = pack("synthetic", tmp_path / "two", workers=2, **TINY)
-    assert one.checksum == two.checksum and (one.noise == two.noise).all()
-    other = pack("synthetic", tmp_path / "other", workers=2, seed=1, **TINY)
-    assert other.checksum != one.checksum
-    assert one.card["synthetic"] is True and "espeak-ng" in one.card["attribution"]
-    assert one.card["clips"] == {"training": 9, "validation": 6, "testing": 6}
-    assert one.card["speakers"] == {"training": 3, "validation": 2, "testing": 2}
-    assert len(set(zip(one.speakers, one.splits))) == len(set(one.speakers)) == 7
-    assert len({w.tobytes() for w in one.waves}) == 21 and one.waves.max(axis=1).min() > 500
-    assert one.card["noise_seconds"] == 60 and one.card["skipped"] == []
-
-
-def test_synthetic_snr_and_voices(tmp_path):
-    from kwslib.data.synthetic import Synthetic
-
-    source = Synthetic(snr=(40, 40))
-    training, testing = (
-        {v.split("+")[1] for split, (v, *_) in source.voices if split == wanted} for wanted in ("training", "testing")
-    )
-    assert len(training) > 30 and len(testing) > 15 and not training & testing
-    # The same clip at 40 dB and at 0 dB differs in its noise alone: quiet parts rise.
-    quiet, noisy = (Synthetic(words=["yes"], snr=(db, db)) for db in (40, 0))
-    floor = [
-        np.percentile(np.abs(s.decode(s.clips[0])[0]) / np.abs(s.decode(s.clips[0])[0]).max(), 20)
-        for s in (quiet, noisy)
-    ]
-    assert floor[1] > 5 * floor[0]
-    refused("cannot be spoken", "synthetic", tmp_path / "o", words=["no way"])
-    refused("three positive counts", "synthetic", tmp_path / "o", speakers=(3, 0, 2))
 
 
 def test_command_line(tmp_path, plain, capsys):

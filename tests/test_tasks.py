@@ -84,3 +84,10 @@ def test_refusals(task, split, match, options):
 def test_v2_12_without_noise():
     with pytest.raises(KwsError, match="background noise; .* or leave _silence_ out .* background_snr"):
         select(corpus_of(V2_35, noise_seconds=5), "v2-12", "testing")
+
+
+def test_clips_of_another_length_are_refused():
+    corpus = corpus_of(["up"])
+    corpus.waves = corpus.waves[:, :8000]
+    with pytest.raises(ValueError, match=r"corpus.waves has shape \(20, 8000\)"):
+        select(corpus, "all", "training")

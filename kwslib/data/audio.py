@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 from itertools import chain
+from numbers import Real
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def decode(source, seconds=None):
                 raise Unreadable(CUT)
             raw.seek(0)
             with soundfile.SoundFile(raw) as file:
-                rate = file.samplerate
+                rate = check_rate(file.samplerate)
                 blocks = _blocks(file, min(file.frames, int(seconds * rate)) if seconds else file.frames)
                 wave = np.concatenate([NOTHING, *(blocks if rate == SAMPLE_RATE else _resampled(blocks, rate))])
     except Unreadable:
@@ -129,12 +130,22 @@ def _blocks(file, frames):
         yield block
 
 
-def resample(wave, rate):
-    """Float samples (n,) at `rate` Hz (an int) -> float32 (n',) at 16 kHz: torchaudio's windowed sinc filter.
+def check_rate(rate):
+    """The rate as an int, where `resample` takes it. Raises Unreadable."""
+    if isinstance(rate, Real) and not isinstance(rate, bool) and RATES[0] <= rate <= RATES[1] and rate == int(rate):
+        if np.gcd(int(rate), SAMPLE_RATE) >= 5:  # the filters of other rates take gigabytes
+            return int(rate)
+    raise Unreadable(
+        f"sample_rate is {rate!r}; give a whole number of Hz from {RATES[0]:,} to {RATES[1]:,} that 5 or 8 divides"
+    )
 
-    Raises Unreadable where no filter of reasonable length does it.
+
+def resample(wave, rate):
+    """Float samples (n,) at `rate` Hz -> float32 (n',) at 16 kHz: torchaudio's windowed sinc filter.
+
+    Raises Unreadable for a rate that `check_rate` refuses.
     """
-    if rate == SAMPLE_RATE:
+    if (rate := check_rate(rate)) == SAMPLE_RATE:
         return wave
     blocks = (wave[i : i + BLOCK * rate] for i in range(0, len(wave), BLOCK * rate))
     return np.concatenate([NOTHING, *_resampled(blocks, rate)])
@@ -142,12 +153,7 @@ def resample(wave, rate):
 
 def _resampled(blocks, rate):
     """Blocks of a minute (the last may be shorter) at `rate` Hz -> the same at 16 kHz, without seams: a second of both
-    neighbours goes with each, which is more than the filter's length. Raises Unreadable."""
-    if not RATES[0] <= rate <= RATES[1] or np.gcd(rate, SAMPLE_RATE) < 5:  # other filters would take gigabytes
-        raise Unreadable(
-            f"its rate of {rate} Hz cannot be resampled to {SAMPLE_RATE} Hz; "
-            f"give a rate from {RATES[0]:,} to {RATES[1]:,} Hz that 5 or 8 divides"
-        )
+    neighbours goes with each, which is more than the filter's length."""
     import torch
     from torchaudio.functional import resample as convert
 

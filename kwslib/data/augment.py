@@ -1,7 +1,7 @@
 """Augmentation of whole batches: time shift, noise, tempo and background on waveforms; masks on features.
 
 Drawing and applying are separate, so that the same draw gives the same clip alone or in a
-batch: `draw(n)` returns one row of numbers per clip, `apply(waves, draw)` uses them.
+batch: `draw(n, samples)` returns one row of numbers per clip, `apply(waves, draw)` uses them.
 Sources: the paper's recipes (shift, noise, stretch); Warden 2018, section 5.10 (shift and
 background noise); Park et al. 2019, SpecAugment (masks), section 2.
 """
@@ -19,10 +19,10 @@ from kwslib.io import SAMPLE_RATE, KwsError
 class Augment:
     """Waveform augmentation. Every option's default leaves the waveform as it is.
 
-    shift_ms: largest shift either way, in ms, zeros coming in. noise: (low, high), range of the
+    shift_ms: largest shift either way, in ms; zeros come in. noise: (low, high), range of the
     standard deviation of added white noise, on the scale [-1, 1]. stretch: (low, high) tempo at
     unchanged pitch; one tempo is drawn per call, because the phase vocoder is a batched operation.
-    speed: (low, high) playing speed, pitch and all, drawn per clip (Ko et al. 2015).
+    speed: (low, high) playing speed, which changes pitch too, drawn per clip (Ko et al. 2015).
     background: int16 or float samples (n,) to mix in with probability background_probability at a
     signal-to-noise ratio drawn from background_snr = (low, high) dB.
     """
@@ -68,13 +68,17 @@ class Augment:
             draw["sigma"] = uniform(*self.noise, n)
             draw["seed"] = torch.randint(2**31, (n,), generator=generator)
         if self.background is not None:
+            if samples > len(self.background):
+                raise KwsError(f"waves has {samples} samples, the background noise {len(self.background)}; give more")
             draw["snr"] = uniform(*self.snr, n)
             draw["start"] = torch.randint(len(self.background) - samples + 1, (n,), generator=generator)
             draw["mix"] = torch.rand(n, generator=generator) < self.probability
         return draw
 
     def apply(self, waves, draw, samples=None):
-        """waves (B, N) float -> (augmented waves (B, N), valid samples (B,)), the clips' ends moved with them."""
+        """waves (B, N) float -> (augmented waves (B, N), valid samples (B,), which follow the ends of the clips)."""
+        if waves.dim() != 2 or not waves.shape[1]:
+            raise KwsError(f"waves has shape {tuple(waves.shape)}; Augment takes (clips, samples)")
         n, size = waves.shape
         samples = torch.full((n,), size) if samples is None else samples.cpu()
         if "tempo" in draw:
@@ -97,9 +101,11 @@ class Augment:
 
     def __call__(self, waves, generator=None):
         """Draw and apply: (B, N) or (N,) float -> the same shape."""
-        batch = waves if waves.dim() == 2 else waves[None]
+        batch = waves[None] if waves.dim() == 1 else waves
+        if batch.dim() != 2:
+            raise KwsError(f"waves has shape {tuple(waves.shape)}; Augment takes (samples,) or (clips, samples)")
         out, _ = self.apply(batch, self.draw(*batch.shape, generator))
-        return out if waves.dim() == 2 else out[0]
+        return out[0] if waves.dim() == 1 else out
 
 
 def resample_each(waves, speed):
@@ -153,6 +159,9 @@ class SpecMask:
         self.freq, self.time = freq, time
 
     def __call__(self, x, generator=None):
+        """x (B, T, F) -> the same shape, masked."""
+        if x.dim() != 3:
+            raise KwsError(f"x has shape {tuple(x.shape)}; SpecMask takes features (clips, frames, bands)")
         return (
             x * self._keep(x, 2, self.freq, generator)[:, None, :] * self._keep(x, 1, self.time, generator)[:, :, None]
         )

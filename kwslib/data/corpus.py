@@ -1,9 +1,9 @@
-"""One packed corpus from any source: waveforms that training can map into memory, an index, a card.
+"""One packed corpus from any source: waveforms that training maps into memory, an index, a card.
 
 A corpus folder holds `waves.npy` (int16, clips x 16,000, shorter clips padded with zeros), `index.csv`
 (path, word, speaker, split, samples), `noise.npy` (all background noise end to end) and `card.json` (source,
 licence, checksums, counts). `pack` decodes every file once, in worker processes, and appends the clips in
-order to `<out>.partial/waves.npy`, with one line in a journal per clip; a run that was killed goes on after
+order to `<out>.partial/waves.npy`, with one line in a journal per clip; a run that was killed continues after
 its last line and ends with the same bytes.
 
     python -m kwslib.corpus ../speech_commands_subset.zip data/subset
@@ -16,6 +16,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import sys
 import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +28,7 @@ import numpy as np
 
 from kwslib.data.audio import Unreadable
 from kwslib.data.fetch import progress
-from kwslib.data.folder import SPLITS, Folder, SpeechCommands
+from kwslib.data.folder import SPLITS, Folder, SpeechCommandsArchive
 from kwslib.data.synthetic import Synthetic
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, file_hash, read_csv, read_json, replacing, write_csv, write_json
 from kwslib.machine import cores
@@ -61,7 +62,7 @@ def load_corpus(path):
     """Open a packed corpus. Raises KwsError where a file of it is missing or the counts disagree."""
     root = Path(path)
     if not root.is_dir():
-        raise KwsError(f"corpus {path} does not exist; make it with: python -m kwslib.corpus SOURCE {path}")
+        raise KwsError(f"corpus {path} does not exist; make it with: kws pack SOURCE {path}")
     card = read_json(root / "card.json", "card")
     try:
         rows = read_csv(root / "index.csv")
@@ -87,6 +88,9 @@ def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **optio
     words: take only these. strict: refuse unreadable clips, which are otherwise skipped and listed in the
     card. Returns at once where `out` already holds this corpus. Raises KwsError.
     """
+    for name, value in (("source", source), ("out", out)):
+        if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+            raise KwsError(f"{name} is {value!r}; give synthetic, speech_commands or a path as source, a folder as out")
     out = Path(out)
     partial = out.with_name(out.name + ".partial")
     words = sorted(set(words)) if words else None
@@ -97,7 +101,7 @@ def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **optio
             origin = (
                 Synthetic(words, seed, **options)
                 if source == "synthetic"
-                else SpeechCommands(out.parent, words, **options)
+                else SpeechCommandsArchive(out.parent, words, **options)
                 if source == "speech_commands"
                 else Folder(source, words, **options)
             )
@@ -115,20 +119,20 @@ def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **optio
             os.replace(partial, out)
     except BrokenProcessPool:
         raise KwsError(
-            f"a worker process died while packing {source}; run again (it goes on where it was), "
+            f"a worker process died while packing {source}; run again (it continues where it stopped), "
             "with fewer workers if memory ran out; a script must call pack under if __name__ == "
             "'__main__'"
         ) from None
     except OSError as e:
         raise KwsError(
             f"cannot pack {source} into {out} ({e}); make room or choose another folder, then "
-            "run again, it goes on where it was"
+            "run again: it continues where it stopped"
         ) from None
     return load_corpus(out)
 
 
 def _pack(source, identity, partial, journal, workers):
-    """Fill the folder `partial` with a whole corpus, going on from what its journal says is there."""
+    """Fill the folder `partial` with a whole corpus, continuing after what its journal lists."""
     try:
         fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -174,7 +178,7 @@ def _finish(source, identity, partial, done):
     if skipped and identity["options"]["strict"]:
         raise KwsError(
             f"clip {skipped[0]['path']} of {identity['origin']} is unusable: "
-            f"{skipped[0]['reason']}; mend it, or pack without strict to skip it"
+            f"{skipped[0]['reason']}; fix it, or pack without strict to skip it"
         )
     if not clips:
         raise KwsError(
@@ -196,6 +200,14 @@ def _finish(source, identity, partial, done):
     with replacing(partial / "noise.npy") as scratch, open(scratch, "wb") as f:
         np.save(f, noise)
 
+    note = {}
+    if nameless := sum("_nohash_" not in c.path for c in clips):
+        note["note"] = (
+            f"{nameless} of {len(clips)} clips have no speaker in their names (SPEAKER_nohash_N.wav); each name counts "
+            "as a speaker, so a person may be in two splits"
+        )
+        print(f"note: {identity['origin']}: {note['note']}", file=sys.stderr)
+
     def tally(splits):
         count = Counter(splits)
         return {split: count[split] for split in SPLITS}
@@ -213,6 +225,7 @@ def _finish(source, identity, partial, done):
             "clipped": sum(d["clipped"] for _, d in kept),
             "silent": sum(d["silent"] for _, d in kept),
             "skipped": skipped,
+            **note,
         },
     )
     (partial / "archive.zip").unlink(missing_ok=True)
@@ -220,8 +233,11 @@ def _finish(source, identity, partial, done):
 
 
 def _begin(source):
-    """A worker starts: keep the source; end when the parent does, even when that is killed."""
+    """A worker starts: keep the source and one thread; end when the parent does, even when that is killed."""
     global _source
+    os.environ["OMP_NUM_THREADS"] = "1"  # for PyTorch, which is imported when a clip must be resampled
+    if "torch" in sys.modules:  # the program's main module imported it
+        sys.modules["torch"].set_num_threads(1)
     _source = source
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
@@ -243,7 +259,7 @@ def main(argv=None):
     parser.add_argument("out", help="folder of the packed corpus")
     parser.add_argument("--words", type=lambda text: text.split(","), help="only these, with commas between")
     parser.add_argument("--strict", action="store_true", help="refuse unreadable clips")
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
     parser.add_argument("--seed", type=int, default=0, help="of the synthetic corpus")
     parser.add_argument("--speakers", type=int, nargs=3, metavar="N", help="synthetic: for each split")
     parser.add_argument("--snr", type=float, nargs=2, metavar="DB", help="synthetic: range of the SNR")

@@ -1,4 +1,4 @@
-"""From waveforms to features: log-mel or MFCC frames, batched, on the device that trains.
+"""From waveforms to features: log-mel or MFCC frames, in batches, on the device that trains.
 
 Symbols: B clips, N samples, T = 1 + N // hop frames, F mel bands or cepstra.
 The paper's features (its README): 16 kHz, n_fft 2048, hop 256, 128 mels, power spectrum in
@@ -54,10 +54,15 @@ class WaveToSpec(nn.Module):
 
     @torch.no_grad()
     def forward(self, wave):
+        if wave.dim() not in (1, 2) or not wave.shape[-1] or not wave.is_floating_point():
+            raise KwsError(
+                f"wave has shape {tuple(wave.shape)} and type {wave.dtype}; "
+                "WaveToSpec takes floats (samples,) or (clips, samples), of one sample or more"
+            )
         if wave.dim() == 1:
             return self.forward(wave[None])[0]
         if wave.device.type == "cpu" and len(wave) > 1 and wave.numel() > 1 << 18:
-            # spectra that fit the cache are made twice as fast
+            # spectra that fit the cache take half the time
             return torch.cat([self(part) for part in wave.split(max(1, (1 << 17) // wave.shape[1]))])
         with torch.autocast(wave.device.type, enabled=False):  # a power spectrum needs float32's range
             spectrum = torch.stft(
@@ -85,7 +90,9 @@ class Normalise(nn.Module):
 
     @classmethod
     def measure(cls, split, frontend, batch_size=256, device="cpu"):
-        """Mean and standard deviation of the features of every clip of `split`, unaugmented."""
+        """Mean and standard deviation of the features of every clip of `split`, without augmentation."""
+        if not len(split.waves):
+            raise KwsError(f"split.waves has shape {tuple(split.waves.shape)}; Normalise.measure needs a clip at least")
         total = squares = count = 0.0
         for waves in split.waves.split(batch_size):
             x = frontend(to_float(waves.to(device))).double()

@@ -15,7 +15,7 @@ from kwslib.io import KwsError, file_hash
 
 
 def progress(total, what, done=0, unit="clip"):
-    """A bar that lives on a terminal; in a log or a notebook it shows every half a minute."""
+    """A progress bar; in a log or a notebook, where it cannot be redrawn, a line every half minute."""
     pause = 0.1 if sys.stderr.isatty() else 30  # seconds
     return tqdm(
         total=total,
@@ -30,28 +30,28 @@ def progress(total, what, done=0, unit="clip"):
 
 
 def fetch(url, path, checksums):
-    """Download `url` to `path` where it is not there already; verify it either way. Raises KwsError.
+    """Download `url` to `path` unless it is there already; verify it either way. Raises KwsError.
 
-    checksums: {kind: hex digest}. What has not been verified has the name `<path>.part`.
+    checksums: {kind: hex digest}. Until it is verified, the file is called `<path>.part`.
     """
     part = path if path.exists() else download(url, path.with_name(path.name + ".part"))
     for kind, right in checksums.items():
         if (found := file_hash(part, kind=kind)) != right:
             if part != path:
-                part.unlink()  # else every later run would go on from it
+                part.unlink()  # or every later run would continue it
             raise KwsError(f"{path} has a wrong {kind} checksum ({found}); delete it and fetch it again")
     os.replace(part, path)
 
 
 def download(url, part, tries=4):
-    """Download `url` to the file `part`, going on where an earlier try ended. Raises KwsError."""
+    """Download `url` to the file `part`, continuing where an earlier try ended. Raises KwsError."""
     for attempt in range(tries):
         time.sleep(attempt)
         done = part.stat().st_size if part.exists() else 0
         request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
         try:
             with urllib.request.urlopen(request, timeout=60) as reply:
-                done = done if reply.status == 206 else 0  # else the server starts over, so do we
+                done = done if reply.status == 206 else 0  # or the server starts again, and so do we
                 total = done + int(reply.headers.get("Content-Length") or 0)
                 with (
                     open(part, "ab" if done else "wb") as f,
@@ -63,7 +63,7 @@ def download(url, part, tries=4):
                 return part
             problem = "the connection ended early"
         except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException) as e:
-            if getattr(e, "code", None) == 416:  # nothing is left to send: whole, or not what it should be
+            if getattr(e, "code", None) == 416:  # nothing is left to send: the checksum decides
                 return part
             problem = e
-    raise KwsError(f"cannot fetch {url} ({problem}); check the network and run again to go on")
+    raise KwsError(f"cannot fetch {url} ({problem}); check the network and run again to continue")

@@ -1,9 +1,9 @@
-"""Where clips come from: a folder of word folders, a zip or tar of one, or Speech Commands itself.
+"""Sources of clips: a folder of word folders, a zip or tar of one, or Speech Commands itself.
 
-A source has a `card` (what it is, its licence, its checksum), `open(scratch)`, after which
-`clips` lists what there is, `decode(clip)`, called in worker processes, and `noise()`.
-Archives are never unpacked: clips are read where they lie in a zip (a tar, which has no random access when
-it is compressed, is first copied to one). `synthetic.py` is one more source.
+A source has a `card` (what it is, its licence, its checksum), `open(scratch)`, after which `clips` lists all clips and
+`skipped` the files that are none, `decode(clip)`, called in worker processes, and `noise()`. Archives are never
+unpacked: clips are read from the zip (a tar, which has no random access when it is compressed, is first copied to one).
+`synthetic.py` is another source.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _zip = lru_cache(maxsize=1)(zipfile.ZipFile)
 
 
 class Clip(NamedTuple):
-    path: str  # word/file, as it stands in the index
+    path: str  # word/file, as in the index
     word: str
     speaker: str
     split: str
@@ -55,13 +55,12 @@ def which_set(speaker):
 class Folder:
     """`<word>/<clip>` in a folder, a zip or a tar, with or without one folder around it all.
 
-    Any format, rate and number of channels that libsndfile reads. A clip longer than one second
-    is cut to its loudest second (as the corpus itself was made), a shorter one padded with zeros at its
-    end. Speaker: the file name up to `_nohash_`. Split: validation_list.txt and testing_list.txt
-    where present, else `which_set`.
+    Sound files are read by `audio.decode`. A clip longer than one second is cut to its loudest second (as Speech
+    Commands itself was), a shorter one padded with zeros at its end. Speaker: the file name up to `_nohash_`, the whole
+    name where that is missing. Split: validation_list.txt and testing_list.txt where present, else `which_set`.
     """
 
-    options = {}  # beside words, what decides which corpus this is
+    options = {}  # what decides, beside words, which corpus this is
 
     def __init__(self, path, words=None):
         self.path, self.words, self.skipped = Path(path), words, []
@@ -84,7 +83,7 @@ class Folder:
             self.card["source_checksum"] = {"listing_sha256": hashlib.sha256(listing.encode()).hexdigest()}
 
     def _files(self, scratch):
-        """All files: {name: size and time of change}; an archive's are checked for links and ways out."""
+        """All files: {name: size and time of change}. Raises KwsError for an archive's links and escaping paths."""
         if not self.archive:
             found = {p.relative_to(self.path): p.stat() for p in self.path.rglob("*") if p.is_file()}
             return {p.as_posix(): (s.st_size, s.st_mtime_ns) for p, s in found.items()}
@@ -94,7 +93,7 @@ class Folder:
         except (*BROKEN, OSError) as e:
             if getattr(e, "errno", None):  # the disk's fault, not the archive's
                 raise
-            raise KwsError(f"archive {self.path} is broken, or neither zip nor tar; get it anew") from None
+            raise KwsError(f"archive {self.path} is broken, or neither zip nor tar; get it again") from None
         for name, i in found.items():
             is_link = stat.S_ISLNK(i.external_attr >> 16)
             if is_link or name.startswith("/") or ".." in PurePosixPath(name).parts:
@@ -156,7 +155,7 @@ class Folder:
         """The bytes of one file of the source. Raises Unreadable."""
         try:
             return _zip(self.zip).read(name) if self.archive else (self.path / name).read_bytes()
-        except (OSError, RuntimeError, *BROKEN) as e:  # RuntimeError: zip's word for an encrypted member
+        except (OSError, RuntimeError, *BROKEN) as e:  # RuntimeError: an encrypted member of a zip
             raise Unreadable(f"cannot be read from {self.path.name} ({e})") from None
 
     def decode(self, clip):
@@ -166,7 +165,7 @@ class Folder:
         return to_int16(wave[start : start + CLIP])
 
     def noise(self):
-        """All background noise, laid end to end: int16 (n,)."""
+        """All background noise, end to end: int16 (n,)."""
         waves = [np.zeros(0, np.int16)]
         for path, name in self.noises:
             try:
@@ -176,7 +175,7 @@ class Folder:
         return np.concatenate(waves)
 
 
-class SpeechCommands(Folder):
+class SpeechCommandsArchive(Folder):
     """Speech Commands v0.02 as published: fetched once, kept beside the corpus, verified, read as a tar."""
 
     def __init__(self, beside, words=None, url=URL, md5=MD5, sha256=SHA256):

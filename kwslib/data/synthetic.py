@@ -1,13 +1,13 @@
-"""Spoken words without any download: espeak-ng speaks them, numpy puts them in a room.
+"""Spoken words without a download: espeak-ng speaks them, numpy puts them in a room.
 
-Every synthetic speaker is a voice variant, an accent, a pitch, a range and a rate; the variants are shared
-out among the splits, so that validation and testing hear voices that training has not. Every clip has its own
+A synthetic speaker is a voice variant, an accent, a pitch, a pitch range and a rate; the variants are divided
+among the splits, so that validation and testing have voices that training has not. Every clip has its own
 jitter, room (an exponentially decaying reverberation), microphone (a spectral tilt), coloured noise at a
-drawn signal-to-noise ratio, level and place in the second. All of it follows from the seed, whatever the
+drawn signal-to-noise ratio, level and position in the second. All of it follows from the seed, whatever the
 number of workers.
 
 espeak-ng is GPL and keeps its state in global variables: it is called by ctypes, in worker processes only,
-and loaded anew for every clip (0.3 ms), because its pitch flutter goes on from one utterance to the next.
+and loaded again for every clip (0.3 ms), because its pitch flutter continues from one utterance to the next.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kwslib.io import CLIP, SAMPLE_RATE, KwsError
 # The ten commands of V2-12 and a pair that differs in one sound; go/no, up/off and on/off are close too.
 WORDS = "yes no up down left right on off stop go three tree".split()
 ACCENTS = "en-us en-us-nyc en-gb-x-rp en-gb-scotland en-gb-x-gbclan en-gb-x-gbcwmd".split()
-# Unlike a person; Reed and caleb sound different at every start (espeak-ng reads memory it has not set).
+# Unlike a person; Reed and caleb sound different each time (espeak-ng reads memory that it has not set).
 ODD = re.compile("robo|demonic|anxious|tweaky|whisper|croak|^(Reed|caleb)$", re.IGNORECASE)
 SPLIT_OF_VARIANT = "training training training validation testing training training testing".split()
 RATE, PITCH, RANGE = 1, 3, 4  # espeak_PARAMETER
@@ -46,7 +46,10 @@ class Synthetic:
             raise KwsError(f"word {bad[0]!r} cannot be spoken; give words of the letters a to z")
         if len(speakers) != 3 or min(speakers) < 1 or len(self.snr) != 2 or self.snr[0] > self.snr[1]:
             raise KwsError("speakers must be three positive counts and snr a range low, high in dB")
-        import espeakng_loader
+        try:
+            import espeakng_loader
+        except ImportError:
+            raise KwsError("synthetic speech needs espeak-ng; install it with: pip install kwslib[synthetic]") from None
 
         self.library, self.data = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
         version = f"espeak-ng by espeakng-loader {metadata.version('espeakng-loader')}"
@@ -119,12 +122,12 @@ class Synthetic:
         return wave[loud[0] : loud[-1] + 1]
 
     def decode(self, clip):
-        """One clip -> (int16 (16000,), False): spoken, heard in a room, noisy."""
+        """One clip -> (int16 (16000,), False): spoken, in a room, with noise."""
         rng = np.random.default_rng([self.seed, 2, clip.where, zlib.crc32(clip.word.encode())])
         voice, *manner = self.voices[clip.where][1]
         pitch, spread, rate = np.array(manner) + rng.uniform(-1, 1, 3) * (5, 8, 12)
         while len(speech := self.speak(clip.word, voice, pitch, spread, rate)) > 0.9 * NATIVE:
-            rate = max(rate, 80) * 1.15  # a slow voice is asked again, faster
+            rate = max(rate, 80) * 1.15  # a slow voice repeats the word, faster
             if rate > 450:
                 raise Unreadable("longer than a second")
         speech, dry = to_16k(speech), np.zeros(CLIP)

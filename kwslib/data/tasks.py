@@ -1,4 +1,4 @@
-"""What is to be told apart: a task picks clips of one split of a corpus and gives each its class.
+"""Classification tasks: a task selects clips of one split of a corpus and gives each its class.
 
 Tasks: "all" (every word of the corpus), "v2-35" (the 35 words of Speech Commands V2), "v2-12" (ten commands,
 `_unknown_`, `_silence_`; Warden 2018, arXiv 1804.03209, section 7) or a list of words, in which `_unknown_`
@@ -27,7 +27,7 @@ SHARE = 0.1  # of the wanted clips, each for unknown and for silence
 
 @dataclass
 class Split:
-    """waves: int16 (n, 16000); targets: int64 (n,), places in labels; samples: int64 (n,), true lengths;
+    """waves: int16 (n, 16000); targets: int64 (n,), indices into labels; samples: int64 (n,), true lengths;
     speakers, paths: str (n,); labels: the names of the classes."""
 
     waves: torch.Tensor
@@ -43,7 +43,7 @@ def task_labels(corpus, task):
     `_unknown_` and `_silence_`. Raises KwsError where the corpus lacks a word."""
     held = sorted(set(corpus.words.tolist()))
     names = {"all": held, "v2-35": V2_35, "v2-12": [*COMMANDS, UNKNOWN, SILENCE]}
-    if isinstance(task, str) and task not in names:
+    if not isinstance(task, (list, tuple)) and task not in names:
         raise KwsError(f"task {task!r} is not known; give all, v2-35, v2-12 or a list of words")
     wanted = names[task] if isinstance(task, str) else list(task)
     words = [w for w in wanted if w not in (UNKNOWN, SILENCE)]
@@ -58,8 +58,8 @@ def task_labels(corpus, task):
 
 
 def noise_of(corpus, split):
-    """The background noise of one split, int16 (pieces, samples): of every 10 s, 8 are training's, one is
-    validation's and one testing's, so that no noise is heard in two splits. Raises KwsError below 10 s."""
+    """The background noise of one split, int16 (pieces, samples): of every 10 s, 8 are for training, one for
+    validation and one for testing, so that no noise is in two splits. Raises KwsError below 10 s."""
     tens = len(corpus.noise) // (10 * SAMPLE_RATE)
     if not tens:
         raise KwsError(
@@ -80,6 +80,8 @@ def select(corpus, task, split, seed=0):
     """
     if split not in SPLITS:
         raise KwsError(f"split {split!r} is not known; give {', '.join(SPLITS)}")
+    if corpus.waves.shape[1:] != (CLIP,):
+        raise KwsError(f"corpus.waves has shape {corpus.waves.shape}; a corpus holds clips of {CLIP} samples")
     labels = task_labels(corpus, task)
     place = {word: i for i, word in enumerate(labels)}
     rng = np.random.default_rng([seed, SPLITS.index(split)])
@@ -87,12 +89,12 @@ def select(corpus, task, split, seed=0):
     known = np.isin(corpus.words, [w for w in labels if w not in (UNKNOWN, SILENCE)])
     rows = np.flatnonzero(inside & known)
     if not len(rows):
-        raise KwsError(f"corpus {corpus.root} has no {split} clips of these words; take others")
+        raise KwsError(f"corpus {corpus.root} has no {split} clips of these words; choose others")
     share, quiet = math.ceil(SHARE * len(rows)), 0
     if UNKNOWN in labels:
         others = np.flatnonzero(inside & ~known)
         if not len(others):
-            raise KwsError(f"corpus {corpus.root} has no other words in {split} for {UNKNOWN}; drop that")
+            raise KwsError(f"corpus {corpus.root} has no other words in {split} for {UNKNOWN}; leave that out")
         rows = np.sort(np.concatenate([rows, rng.permutation(others)[:share]]))
     if SILENCE in labels:
         noise, quiet = noise_of(corpus, split), share
