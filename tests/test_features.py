@@ -1,12 +1,10 @@
-"""Features, augmentation and data: torchaudio's numbers; a clip gets the same ones alone and in a batch."""
+"""Features and augmentation: torchaudio's numbers; a clip gets the same ones alone and in a batch."""
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from kwslib.data.augment import Augment, SpecMask, resample_each, tempo, white
-from kwslib.data.batches import Batches, SpeechCommands, collate_image, collate_seq
 from kwslib.data.features import Normalise, WaveToSpec, to_float
 from kwslib.data.tasks import Split
 from kwslib.io import KwsError
@@ -250,88 +248,6 @@ def test_masks_are_zeros_of_at_most_their_width(freq, time):
     assert len(widths) == 13 and (widths > 100).all()  # uniform from 0 to the largest
 
 
-# -- data
-
-
-def loaded(dataset, collate=collate_seq):
-    (batch,) = DataLoader(dataset, batch_size=len(dataset), collate_fn=collate)
-    return batch
-
-
-@pytest.mark.parametrize("kind", ["mel", "mfcc"])
-def test_clip_by_clip_is_as_in_batches(split, kind):
-    spec, normalise = WaveToSpec(kind=kind, **SMALL), Normalise(-20, 15)
-    (theirs,) = Batches(split, spec, normalise, 64).all()
-    ours = loaded(SpeechCommands(split, None, torch.nn.Sequential(spec, normalise)))
-    torch.testing.assert_close(ours[0], theirs[0], atol=1e-3, rtol=1e-4)
-    assert torch.equal(ours[1], theirs[1]) and torch.equal(ours[2], theirs[2])
-    assert ours[1].dtype == ours[2].dtype == torch.int64
-    assert ours[2].tolist() == [51, 38, 29, 50]
-
-
-def test_clip_by_clip_is_as_in_batches_when_augmented(split):
-    spec, augment, n = WaveToSpec(**SMALL), Augment(**EVERYTHING), len(split.targets)
-    draw = augment.draw(n, RATE, torch.Generator().manual_seed(9))
-
-    class Given(Augment):
-        """Draws what it is given: the first row, then the second, …"""
-
-        rows = iter(range(n))
-
-        def draw(self, *_):
-            return row_of(draw, next(self.rows))
-
-    class Whole(Augment):
-        def draw(self, *_):
-            return draw
-
-    ours = loaded(SpeechCommands(split, Given(**EVERYTHING), spec))
-    theirs = Batches(split, spec, Normalise(), 64).batch(torch.arange(n), Whole(**EVERYTHING))
-    torch.testing.assert_close(ours[0], theirs[0], atol=5e-3, rtol=1e-4)
-    assert torch.equal(ours[1], theirs[1]) and torch.equal(ours[2], theirs[2])
-
-
-def test_waves_of_different_lengths_are_padded():
-    data = [(tone(440, 16000).numpy(), 1), (tone(700, 5000).numpy(), 0)]
-    inputs, targets, lengths = loaded(SpeechCommands(data, None, WaveToSpec()))
-    assert inputs.shape == (2, 63, 128) and targets.tolist() == [1, 0] and lengths.tolist() == [63, 20]
-    assert (inputs[1, 20:] == 0).all() and (inputs[1, :20] != 0).any()
-
-
-def test_collate_image(split):
-    dataset = SpeechCommands(split, None, WaveToSpec())
-    images, sequences = loaded(dataset, collate_image), loaded(dataset)
-    assert images[0].shape == (4, 1, 128, 63)
-    assert torch.equal(images[0][:, 0].transpose(1, 2), sequences[0]) and torch.equal(images[1], sequences[1])
-
-
-def test_an_epoch_is_a_function_of_seed_and_epoch(split):
-    def epoch(number, seed=0):
-        batches = Batches(
-            split,
-            WaveToSpec(**SMALL),
-            Normalise(),
-            2,
-            augment=Augment(**EVERYTHING),
-            mask=SpecMask((1, 4), (1, 4)),
-            seed=seed,
-        )
-        return [torch.cat(parts) for parts in zip(*batches.epoch(number))]
-
-    first, again = epoch(0), epoch(0)
-    assert all(torch.equal(a, b) for a, b in zip(first, again))
-    assert sorted(first[1].tolist()) == sorted(split.targets.tolist())
-    assert not torch.equal(first[0], epoch(1)[0]) and not torch.equal(first[0], epoch(0, seed=1)[0])
-
-
-def test_processes_share_every_batch(split):
-    parts = [Batches(split, WaveToSpec(**SMALL), Normalise(), 4, rank=r, world=2) for r in (0, 1)]
-    whole = Batches(split, WaveToSpec(**SMALL), Normalise(), 4)
-    (a,), (b,), (both,) = (list(x.epoch(3)) for x in (*parts, whole))
-    assert len(a[1]) == len(b[1]) == 2
-    torch.testing.assert_close(torch.stack([a[0], b[0]], 1).flatten(0, 1), both[0], atol=1e-3, rtol=1e-4)
-
-
 def test_speed_moves_pitch_and_length():
     t = torch.arange(16000) / 16000
     waves = torch.sin(2 * torch.pi * 500 * t).repeat(3, 1)
@@ -350,3 +266,24 @@ def test_speed_is_drawn_for_each_clip_and_moves_its_end():
     torch.testing.assert_close(samples, (10000 / draw["speed"]).long())
     alone, _ = augment.apply(waves[5:6], {"speed": draw["speed"][5:6]}, torch.tensor([10000]))
     torch.testing.assert_close(alone[0], out[5])
+
+
+@pytest.mark.parametrize(
+    "call, match",
+    [
+        (lambda: Augment()(torch.zeros(2, 2, RATE)), r"waves has shape \(2, 2, 16000\)"),
+        (lambda: Augment().apply(torch.zeros(RATE), {}), r"waves has shape \(16000,\)"),
+        (
+            lambda: Augment(**EVERYTHING)(torch.zeros(1, 4 * RATE)),
+            "waves has 64000 samples, the background noise 48000",
+        ),
+        (lambda: SpecMask((1, 2))(torch.zeros(63, 40)), r"x has shape \(63, 40\)"),
+        (lambda: WaveToSpec()(torch.zeros(2, 1, RATE)), r"wave has shape \(2, 1, 16000\)"),
+        (lambda: WaveToSpec()(torch.zeros(RATE, dtype=torch.int16)), "type torch.int16"),
+        (lambda: WaveToSpec()(torch.zeros(2, 0)), r"shape \(2, 0\)"),
+    ],
+)
+def test_wrong_shapes(call, match):
+    with pytest.raises(ValueError, match=match) as e:
+        call()
+    assert "\n" not in str(e.value)

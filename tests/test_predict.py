@@ -198,22 +198,6 @@ def one_line(monkeypatch, capsys, name, match, *arguments):
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and name in err and match in err
 
 
-@pytest.mark.parametrize(
-    "wave, rate, match",
-    [
-        (np.zeros(16000, np.float32), None, "needs the rate"),
-        (np.zeros(16000, np.float32), 0, "sample_rate is 0"),
-        (np.zeros(0, np.float32), 16000, "no samples"),
-        (np.zeros((2, 0), np.float32), 16000, "no samples"),
-        (np.full(16000, np.nan, np.float32), 16000, "NaN"),
-        (np.full(16000, np.inf, np.float32), 44100, "infinite"),
-    ],
-)
-def test_bad_samples(spotter, wave, rate, match):
-    with pytest.raises(KwsError, match=match):
-        spotter.predict(wave, rate)
-
-
 def rewritten(path, target, **changes):
     """A copy of a checkpoint whose card says something else."""
     from kwslib.checkpoint import read_checkpoint

@@ -17,6 +17,7 @@ from kwslib.io import SAMPLE_RATE, KwsError
 
 RATES = (4000, 192_000)  # Hz
 BLOCK = 60  # seconds that are decoded or resampled at a time
+CHANNELS = 8  # more are taken for a batch of recordings, whose mean says nothing
 FAR = 8.0  # a sample beyond this was never on the scale [-1, 1]
 CUT = "truncated: it ends before its header says"
 NOTHING = np.zeros(0, np.float32)
@@ -43,20 +44,23 @@ def to_float(waves):
 def to_mono(samples, name="the wave"):
     """Samples (n,), (channels, n) or (n, channels) -> float32 (n,), finite, on the scale [-1, 1]. Raises Unreadable.
 
-    samples: an array, tensor or list of floats in [-1, 1], int16, int32 or uint8. The longer side is time: torchaudio
-    puts channels first, soundfile last.
+    samples: an array or tensor of floats in [-1, 1], int16, int32 or uint8, or a list of floats. The longer side is
+    time: torchaudio puts channels first, soundfile last.
     """
     if hasattr(samples, "detach"):  # a tensor, wherever it is and whatever its gradient
         samples = samples.detach().cpu()
         samples = samples.float() if samples.is_floating_point() else samples
-    elif not hasattr(samples, "__array__") and not isinstance(samples, (list, tuple)):
-        raise Unreadable(f"{name} is a {type(samples).__name__}; give the samples as an array, a tensor or a list")
-    try:
-        wave = np.asarray(samples)
-    except (ValueError, TypeError):
-        raise Unreadable(f"{name} is ragged: its channels differ in length; give one array") from None
-    if wave.ndim not in (1, 2):
-        raise Unreadable(f"{name} has shape {wave.shape}; give (samples,), (channels, samples) or (samples, channels)")
+    elif isinstance(samples, (list, tuple)):
+        if not all(isinstance(x, Real) for x in samples):  # of recordings, perhaps, which no one may average
+            raise Unreadable(f"{name} is a {type(samples).__name__} of other things than numbers; give one array")
+    elif not hasattr(samples, "__array__"):
+        raise Unreadable(f"{name} is a {type(samples).__name__}; give the samples as an array or a tensor")
+    wave = np.asarray(samples)
+    if wave.ndim not in (1, 2) or (wave.ndim == 2 and min(wave.shape) > CHANNELS):
+        raise Unreadable(
+            f"{name} has shape {wave.shape}; give one recording: (samples,), or (channels, samples) or "
+            f"(samples, channels) with at most {CHANNELS} channels"
+        )
     if not wave.size:
         raise Unreadable(f"{name} holds no samples; give a recording that is not empty")
     full_scale = {"int16": (0, 1 << 15), "int32": (0, 1 << 31), "uint8": (128, 128)}
@@ -80,9 +84,14 @@ def to_mono(samples, name="the wave"):
 def decode(source, seconds=None):
     """Path or bytes of a sound file -> float32 (n,), mono, 16 kHz, finite; at most its first `seconds`.
 
-    Any format, rate from 4 to 192 kHz and number of channels that libsndfile reads; a minute at a time, so that a long
-    file needs little more memory than its samples at 16 kHz. Raises Unreadable, also for a file that was cut off.
+    Any format, rate from 4 to 192 kHz and number of channels that libsndfile reads. Raises Unreadable, also for a file
+    that was cut off.
     """
+    return np.concatenate([*stream(source, seconds)])
+
+
+def stream(source, seconds=None):
+    """The blocks of a minute that `decode` joins, one at a time, so that a long file needs little memory."""
     import soundfile
 
     try:
@@ -92,15 +101,14 @@ def decode(source, seconds=None):
             raw.seek(0)
             with soundfile.SoundFile(raw) as file:
                 rate = check_rate(file.samplerate)
+                if file.frames < 1:
+                    raise Unreadable("holds no samples")
                 blocks = _blocks(file, min(file.frames, int(seconds * rate)) if seconds else file.frames)
-                wave = np.concatenate([NOTHING, *(blocks if rate == SAMPLE_RATE else _resampled(blocks, rate))])
+                yield from blocks if rate == SAMPLE_RATE else _resampled(blocks, rate)
     except Unreadable:
         raise
     except (OSError, soundfile.SoundFileError, TypeError, ValueError, MemoryError) as e:  # TypeError: a name in .raw
         raise Unreadable(f"not audio that libsndfile reads ({getattr(e, 'error_string', e)})") from None
-    if not len(wave):
-        raise Unreadable("holds no samples")
-    return wave
 
 
 def _cut(raw):
@@ -132,6 +140,7 @@ def _blocks(file, frames):
 
 def check_rate(rate):
     """The rate as an int, where `resample` takes it. Raises Unreadable."""
+    rate = rate.item() if getattr(rate, "shape", None) == () else rate  # a tensor or array of one number
     if isinstance(rate, Real) and not isinstance(rate, bool) and RATES[0] <= rate <= RATES[1] and rate == int(rate):
         if np.gcd(int(rate), SAMPLE_RATE) >= 5:  # the filters of other rates take gigabytes
             return int(rate)

@@ -7,10 +7,23 @@ that the paper's README shows; they give the same numbers, slower.
 
 from __future__ import annotations
 
+import operator
+import os
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from kwslib.data.features import to_float
+from kwslib.data.audio import Unreadable, resample, to_float, to_mono
+from kwslib.data.corpus import Corpus, load_corpus
+from kwslib.data.tasks import Split, select
+from kwslib.io import CLIP, SAMPLE_RATE, KwsError
+
+TAKES = (
+    'a packed corpus or its path, or a sequence of rows {"audio": {"array", "sampling_rate"}, "label"} or of pairs '
+    "(wave, class), the classes as integers"
+)
 
 
 class Batches:
@@ -60,28 +73,65 @@ class Batches:
 class SpeechCommands(Dataset):
     """Clip by clip: `SpeechCommands(data, augment, frontend)[i] -> (features (T, F), target, frames)`.
 
-    data: a `kwslib.data.tasks.Split`, or any sequence of (wave, target) with float waves (N,) at 16 kHz.
-    augment: None or a `kwslib.data.augment.Augment`. frontend: a `WaveToSpec`, or that followed by `Normalise`
-    in an `nn.Sequential`.
+    data: a sequence of rows `{"audio": {"array", "sampling_rate"}, "label"}`, such as one split of a Hugging Face data
+    set; a `Corpus` or its path, of which `split` and `task` choose the clips (see `tasks.select`); a `Split`; or a
+    sequence of (wave, target) with waves (N,) at 16 kHz. Rows are resampled to 16 kHz and, as in the paper, cut to
+    their first second or padded with zeros to one. augment: None or an `Augment`. frontend: a `WaveToSpec`, or that
+    followed by `Normalise` in an `nn.Sequential`. Raises KwsError for anything else.
+
+    labels: the names of the classes, where data has them, else None.
     """
 
-    def __init__(self, data, augment, frontend):
+    def __init__(self, data, augment, frontend, split="training", task="all"):
+        if isinstance(data, (str, os.PathLike)):
+            data = load_corpus(data)
+        if isinstance(data, Corpus):
+            data = select(data, task, split)
+        if isinstance(data, Mapping):  # several splits, or a batch
+            raise KwsError(f"data is a dict of {', '.join(map(str, data))}; give one split of it, a sequence of rows")
+        if not isinstance(data, Split) and not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+            raise KwsError(f"data is a {type(data).__name__}; SpeechCommands takes {TAKES}")
         self.data, self.augment, self.frontend = data, augment, frontend
-        self.spec = frontend if hasattr(frontend, "frames") else frontend[0]
+        self.labels = getattr(data, "labels", None)
+        self.spec = frontend[0] if isinstance(frontend, torch.nn.Sequential) and len(frontend) else frontend
+        if not (augment is None or hasattr(augment, "apply")) or not hasattr(self.spec, "frames"):
+            given = f"augment is a {type(augment).__name__}, frontend a {type(frontend).__name__}"
+            raise KwsError(f"{given}; SpeechCommands takes (data, augment or None, a WaveToSpec)")
+        if not len(self):
+            raise KwsError("data is empty; give a clip at least")
+        self.clip(0)  # what is wrong with all rows is said at once
 
     def __len__(self):
-        return len(self.data.targets) if hasattr(self.data, "targets") else len(self.data)
+        return len(self.data.targets) if isinstance(self.data, Split) else len(self.data)
+
+    def clip(self, i):
+        """Clip i: its float wave (N,), its target, and how many of its samples were recorded. Raises KwsError."""
+        if isinstance(self.data, Split):
+            return to_float(self.data.waves[i]), int(self.data.targets[i]), int(self.data.samples[i])
+        item, rate = self.data[i], SAMPLE_RATE
+        try:
+            if row := isinstance(item, Mapping):
+                target, wave, rate = item["label"], item["audio"]["array"], item["audio"]["sampling_rate"]
+            else:
+                wave, target = item
+            target = operator.index(target)
+        except (KeyError, TypeError, ValueError):
+            raise KwsError(f"data[{i}] is not a clip with its class; SpeechCommands takes {TAKES}") from None
+        if target < 0:
+            raise KwsError(f"data[{i}] has label {target}; classes count from 0, so leave out clips without one")
+        try:
+            wave = resample(to_mono(wave), rate)[: CLIP if row else None]
+        except Unreadable as e:
+            raise KwsError(f"data[{i}] cannot be used: {e}") from None
+        padding = CLIP - len(wave) if row else 0
+        return torch.from_numpy(np.pad(wave, (0, padding))), target, len(wave)
 
     def __getitem__(self, i):
-        if hasattr(self.data, "targets"):
-            wave, target = to_float(self.data.waves[i]), int(self.data.targets[i])
-            samples = self.data.samples[i : i + 1]
-        else:
-            wave, target = self.data[i]
-            wave, samples = torch.as_tensor(wave, dtype=torch.float32), torch.tensor([len(wave)])
+        wave, target, samples = self.clip(i)
         if self.augment is not None:
-            (wave,), samples = self.augment.apply(wave[None], self.augment.draw(1, len(wave)), samples)
-        return self.frontend(wave), target, int(self.spec.frames(samples[0]))
+            draw = self.augment.draw(1, len(wave))
+            (wave,), (samples,) = self.augment.apply(wave[None], draw, torch.tensor([samples]))
+        return self.frontend(wave), target, int(self.spec.frames(samples))
 
 
 def collate_seq(items):
