@@ -7,7 +7,6 @@ scan, float32, features clip by clip in DataLoader workers.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from functools import partial
 
@@ -21,9 +20,8 @@ from kwslib.data.features import Normalise, WaveToSpec
 from kwslib.data.tasks import Split
 from kwslib.io import CLIP
 from kwslib.machine import autocast_to, pick_precision
-from kwslib.models import mamba
 from kwslib.models.registry import build, features_of
-from kwslib.scan import selective_scan
+from kwslib.scan import use_backend
 from kwslib.training.config import Config
 from kwslib.training.loop import train_epoch
 from kwslib.training.optim import Schedule, parameter_groups
@@ -84,16 +82,6 @@ class PlainBatches:
             yield (waves + 40) / 20, targets, lengths
 
 
-@contextlib.contextmanager
-def plain_scan():
-    """Every Mamba mixer on the reference scan."""
-    mamba.selective_scan, fast = partial(selective_scan, backend="reference"), mamba.selective_scan
-    try:
-        yield
-    finally:
-        mamba.selective_scan = fast
-
-
 def plain_training(name, steps):
     config, model = recipe(name), build(name).to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay))
@@ -107,7 +95,7 @@ def plain_training(name, steps):
         autocast=False,
         progress=False,
     )
-    with plain_scan():
+    with use_backend("reference"):
         train(PlainBatches(name, 1), 0)
         batches = PlainBatches(name, steps)
         started = time.perf_counter()
@@ -121,9 +109,9 @@ def models_part(names, steps, budget, show):
         model = build(name).eval()
         x = torch.randn(1, 63, 128 if features_of(name) == "mel" else 40)
         with torch.inference_mode(), threads(1):
-            fast = float(timings(lambda: model(x), CPU, budget, least=5).min())
-            with plain_scan():
-                plain = float(timings(lambda: model(x), CPU, budget, least=5).min())
+            fast = float(timings(partial(model, x), CPU, budget, least=5).min())
+            with use_backend("reference"):
+                plain = float(timings(partial(model, x), CPU, budget, least=5).min())
         found[name] = {
             "clips_per_second": our_training(name, steps),
             "plain_clips_per_second": plain_training(name, max(1, steps // 8)),

@@ -8,12 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kwslib.io import KwsError
-from kwslib.scan import BACKENDS, selective_scan
+from kwslib.scan import BACKENDS, selective_scan, use_backend
 
 numba = pytest.importorskip("numba")
 from kwslib.scan import cpu as scan_cpu  # noqa: E402
-from kwslib.scan import cpu_math as scan_math
+from kwslib.scan import cpu_math as scan_math  # noqa: E402
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
 SEQUENCES = ("u", "delta", "B", "C", "z")
@@ -281,14 +280,42 @@ def test_exponentials_saturate():
 
 def test_mistakes_are_told_in_a_sentence():
     tensors = inputs(2, 5, 6, 3)
-    with pytest.raises(KwsError, match="B has shape"):
+    with pytest.raises(ValueError, match="B has shape"):
         selective_scan(**{**tensors, "B": tensors["B"][:, :4]}, layout="bld")
-    with pytest.raises(KwsError, match="layout"):
+    with pytest.raises(ValueError, match="layout"):
         selective_scan(**tensors, layout="dlb")
-    with pytest.raises(KwsError, match="needs a step"):
+    with pytest.raises(ValueError, match="needs a step"):
         selective_scan(**inputs(2, 0, 6, 3), layout="bld")
-    with pytest.raises(KwsError, match="'cpu' cannot run torch.float64"):
+    with pytest.raises(ValueError, match="'cpu' cannot run torch.float64"):
         selective_scan(**double(tensors), layout="bld", backend="cpu")
-    with pytest.raises(KwsError, match="choose one of"):
+    with pytest.raises(ValueError, match="choose one of"):
         selective_scan(**tensors, layout="bld", backend="gpu")
     assert list(BACKENDS)[-1] == "reference"
+
+
+def test_a_backend_is_chosen_for_a_block_of_code(monkeypatch):
+    tensors, ran = inputs(2, 5, 6, 3), []
+    for name, (fits, scan) in BACKENDS.items():
+        run = lambda *given, name=name, scan=scan: ran.append(name) or scan(*given)  # noqa: E731
+        monkeypatch.setitem(BACKENDS, name, (fits, run))
+    with pytest.raises(RuntimeError), use_backend("reference"):
+        selective_scan(**tensors, **USUAL)
+        selective_scan(**tensors, **USUAL, backend="cpu")  # a call that names its backend keeps it
+        with use_backend("cpu"):
+            selective_scan(**tensors, **USUAL)
+        selective_scan(**tensors, **USUAL)
+        raise RuntimeError
+    selective_scan(**tensors, **USUAL)
+    assert ran == ["reference", "cpu", "cpu", "reference", "cpu"]
+    with pytest.raises(ValueError, match="choose one of"), use_backend("gpu"):
+        pass
+    with pytest.raises(ValueError, match="'cpu' cannot run torch.float64"), use_backend("cpu"):
+        selective_scan(**double(tensors), **USUAL)
+
+
+def test_several_python_threads_where_openmp_is_absent(monkeypatch):
+    tensors = inputs(9, 40, 70, 24)
+    wanted = everything(tensors, **USUAL, backend="cpu")
+    monkeypatch.setattr(scan_cpu, "_openmp", None)
+    got = everything(tensors, **USUAL, backend="cpu")
+    assert all(torch.equal(got[name], wanted[name]) for name in wanted)

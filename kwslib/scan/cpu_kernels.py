@@ -1,108 +1,75 @@
 """The selective scan for processors, compiled by Numba: one fused pass forward, one backward.
 
-Symbols and equations as in scan.py. A plain implementation writes exp(ΔA), ΔBu and every state
+Symbols and equations as in reference.py. A plain implementation writes exp(ΔA), ΔBu and every state
 h to memory, each (batch, length, channels, state) large; here they live in scratch arrays of a
 block of channels that fit the core's cache, as the paper's kernel keeps them in the GPU's SRAM
 (Section 3.3.2, Appendix D). Three ideas carry the file:
 
 - Channels are the vector lanes. They are contiguous in layout "bld" and independent of each
   other, so every inner loop runs over a fixed WIDTH of them and LLVM turns it into vector code.
-- exp is the cost. Numba reaches no vectorised exp without Intel's SVML, so scan_math.py has a polynomial.
+- exp is the cost. Numba reaches no vectorised exp without Intel's SVML, so cpu_math.py has a polynomial.
 - Backward needs the states again. Forward keeps h at the start of every CHUNK of steps; backward
   goes through the chunks from the last to the first and recomputes the states of one at a time.
 
-scan_cpu.py allocates memory, cuts the work into tasks and makes an operator of the two teams at the end.
+cpu.py allocates memory, cuts the work into tasks and makes an operator of the two teams at the end; what it passes
+to them is one record, `Work`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import functools
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
-from kwslib.scan.cpu_math import LN2, LOG2E, ONE, STRICT, ZERO, exp2, log1pexp, sigmoid
+from kwslib.scan.cpu_math import (
+    LOG2E,
+    ONE,
+    STRICT,
+    WIDTH,
+    ZERO,
+    finish_back,
+    prepare,
+    sigmoid,
+    step,
+    step_back,
+    step_kept,
+)
 
-WIDTH = 64  # channels of a block: every scratch row is this long, padded with zeros
 CHUNK = 32  # steps between two kept states
-SUMS = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}  # where sums may be reordered
 
 
-class _NoAlias(Compiler):
-    """Promises LLVM that a function's arrays do not overlap: without that it leaves loops unvectorised."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.state.flags.noalias = True
+def _int64(names):
+    return [(name, ctypes.c_int64) for name in names.split()]
 
 
-LANES = SUMS | {"pipeline_class": _NoAlias}  # for loops over the WIDTH channels of several rows
+class Sequence(ctypes.Structure):
+    """A tensor (batch, length, channels or state): its address, and the numbers from a clip, a step to the next."""
+
+    _fields_ = _int64("address clip step")
 
 
-@njit(pipeline_class=_NoAlias, **STRICT)
-def _prepare(u, raw, dt, du, out, skip, shift, softplus):
-    """From rows of u and delta (`raw`, the bias `shift` is added to it): Δ, Δu and the skip path D u."""
-    for j in range(WIDTH):
-        raw[j] += shift[j]
-        dt[j] = raw[j]
-    if softplus:
-        for j in range(WIDTH):
-            dt[j] = log1pexp(raw[j])
-    for j in range(WIDTH):
-        du[j] = dt[j] * u[j]
-        out[j] = skip[j] * u[j]
+class Work(ctypes.Structure):
+    """One pass over a batch; what is not a Sequence is a number or a contiguous tensor's address, 0 if absent.
+
+    A thread does tasks first, first + stride, … below `tasks`; where `thread_number` and `thread_count` are addresses
+    of OpenMP's functions, these two say its first and its stride. Each task has `rows` rows of scratch memory.
+    """
+
+    _fields_ = [
+        *_int64("tasks thread_number thread_count first stride clip_parts block_parts batch length channels state"),
+        *((name, Sequence) for name in ("u", "delta", "z", "B", "C")),
+        *_int64("A D bias initial softplus kept scratch rows"),
+        *_int64("y last"),  # written forward; the rest backward, but for the first two, which are read
+        *_int64("grad_y grad_last du ddelta dz dB dC dA dD dbias dinitial"),
+    ]
 
 
-@njit(**LANES)
-def _step(h, decay, dt, du, b, c, out):
-    """One step of one state, read out into `out`. `decay` is A log2(e): exp(ΔA) = 2**(Δ decay)."""
-    for j in range(WIDTH):
-        h[j] = exp2(dt[j] * decay[j]) * h[j] + du[j] * b
-        out[j] += h[j] * c
-
-
-@njit(**LANES)
-def _step_kept(h, next_h, a, decay, dt, du, b, c, out):
-    """The same, keeping exp(ΔA) in `a` and both states for `_step_back`."""
-    for j in range(WIDTH):
-        a[j] = exp2(dt[j] * decay[j])
-        next_h[j] = a[j] * h[j] + du[j] * b
-        out[j] += next_h[j] * c
-
-
-@njit(**LANES)
-def _step_back(h, next_h, a, decay, dt, du, b, c, g, dh, ddu, ddecay, slope):
-    """Gradients through one step from g = dL/dy and dh; returns those of b and c (sums over channels)."""
-    db, dc = ZERO, ZERO
-    for j in range(WIDTH):
-        d = dh[j] + g[j] * c
-        dc += g[j] * next_h[j]
-        db += d * du[j]
-        ddu[j] += d * b
-        d *= a[j]
-        dh[j] = d
-        d *= h[j]  # dL/d(ΔA)
-        ddecay[j] += d * decay[j]
-        slope[j] += d * dt[j]
-    return db, dc
-
-
-@njit(**LANES)
-def _finish_back(u, raw, dt, g, skip, ddu, ddelta, sum_skip, sum_shift, softplus):
-    """Gradients of u and delta in place of dL/d(Δu), in `ddu`, and the sum of dL/d(ΔA) decay, in `ddelta`."""
-    for j in range(WIDTH):
-        ddelta[j] = ddelta[j] * LN2 + ddu[j] * u[j]
-        ddu[j] = ddu[j] * dt[j] + g[j] * skip[j]
-        sum_skip[j] += g[j] * u[j]
-    if softplus:
-        for j in range(WIDTH):
-            ddelta[j] *= sigmoid(raw[j])
-    for j in range(WIDTH):
-        sum_shift[j] += ddelta[j]
+RECORD = np.dtype(Work)
 
 
 @intrinsic
@@ -166,52 +133,61 @@ def _store_states(h, address, offset, width, state):
 
 
 @njit(**STRICT)
-def _share(task, parts, batch, channels):
-    """This task's clips and blocks of channels: first clip, last + 1, first block, last + 1."""
-    clip, block, blocks = task // parts[1], task % parts[1], (channels + WIDTH - 1) // WIDTH
-    return (
-        clip * batch // parts[0],
-        (clip + 1) * batch // parts[0],
-        block * blocks // parts[1],
-        (block + 1) * blocks // parts[1],
-    )
+def _load_step(row, sequence, clip, t, c, count):
+    """Copy `count` channels from `c` on of one step."""
+    _load(row, sequence.address, clip * sequence.clip + t * sequence.step + c, count)
 
 
 @njit(**STRICT)
-def forward_task(task, parts, sizes, u, delta, z, B, C, A, D, bias, initial, softplus, kept, y, last, scratch):
-    """Sequences come as (address, batch stride, step stride), the rest as addresses of contiguous tensors."""
-    batch, length, channels, state = sizes
-    first_clip, end_clip, first_block, end_block = _share(task, parts, batch, channels)
-    mine = scratch[0] + 4 * WIDTH * task * scratch[1]  # scratch: address and rows for each task
+def _state_row(sequence, clip, t, state):
+    """B or C of one step."""
+    return _row(sequence.address, clip * sequence.clip + t * sequence.step, state)
+
+
+@njit(**STRICT)
+def _share(work, task):
+    """A task's clips and blocks of channels: first clip, last + 1, first block, last + 1."""
+    part, blocks = task // work.block_parts, (work.channels + WIDTH - 1) // WIDTH
+    clips = part * work.batch // work.clip_parts, (part + 1) * work.batch // work.clip_parts
+    part = task % work.block_parts
+    return clips + (part * blocks // work.block_parts, (part + 1) * blocks // work.block_parts)
+
+
+@njit(**STRICT)
+def forward_task(work, task):
+    """y and the last state of a task's clips and channels; the states that backward needs where there is `kept`."""
+    length, channels, state, softplus = work.length, work.channels, work.state, work.softplus != 0
+    first_clip, end_clip, first_block, end_block = _share(work, task)
+    mine = work.scratch + 4 * WIDTH * task * work.rows
     rows, h, decay = _scratch(mine, 0, 8), _scratch(mine, 8, state), _scratch(mine, 8 + state, state)
     x, raw, dt, du = rows[0], rows[1], rows[2], rows[3]
     out, gate, skip, shift = rows[4], rows[5], rows[6], rows[7]
     for block in range(first_block, end_block):
         c = block * WIDTH
         width = min(WIDTH, channels - c)
-        _load_states(decay, A, c * state, width, state, LOG2E)
-        _load(skip, D, c, width)
-        _load(shift, bias, c, width)
+        _load_states(decay, work.A, c * state, width, state, LOG2E)
+        _load(skip, work.D, c, width)
+        _load(shift, work.bias, c, width)
         for clip in range(first_clip, end_clip):
-            _load_states(h, initial, (clip * channels + c) * state, width, state, ONE)
+            _load_states(h, work.initial, (clip * channels + c) * state, width, state, ONE)
             for t in range(length):
-                if kept != 0 and t > 0 and t % CHUNK == 0:
+                if work.kept != 0 and t > 0 and t % CHUNK == 0:
                     row = clip * ((length - 1) // CHUNK) + t // CHUNK - 1
                     for n in range(state):
-                        _store(h[n], kept, (row * state + n) * channels + c, width)
-                _load(x, u[0], clip * u[1] + t * u[2] + c, width)
-                _load(raw, delta[0], clip * delta[1] + t * delta[2] + c, width)
-                _prepare(x, raw, dt, du, out, skip, shift, softplus)
-                Bt = _row(B[0], clip * B[1] + t * B[2], state)
-                Ct = _row(C[0], clip * C[1] + t * C[2], state)
+                        _store(h[n], work.kept, (row * state + n) * channels + c, width)
+                _load_step(x, work.u, clip, t, c, width)
+                _load_step(raw, work.delta, clip, t, c, width)
+                prepare(x, raw, dt, du, out, skip, shift, softplus)
+                Bt = _state_row(work.B, clip, t, state)
+                Ct = _state_row(work.C, clip, t, state)
                 for n in range(state):
-                    _step(h[n], decay[n], dt, du, Bt[n], Ct[n], out)
-                if z[0] != 0:
-                    _load(gate, z[0], clip * z[1] + t * z[2] + c, width)
+                    step(h[n], decay[n], dt, du, Bt[n], Ct[n], out)
+                if work.z.address != 0:
+                    _load_step(gate, work.z, clip, t, c, width)
                     for j in range(WIDTH):
                         out[j] *= gate[j] * sigmoid(gate[j])
-                _store(out, y, (clip * length + t) * channels + c, width)
-            _store_states(h, last, (clip * channels + c) * state, width, state)
+                _store(out, work.y, (clip * length + t) * channels + c, width)
+            _store_states(h, work.last, (clip * channels + c) * state, width, state)
 
 
 def scratch_rows(state, length):
@@ -221,39 +197,12 @@ def scratch_rows(state, length):
 
 
 @njit(**STRICT)
-def backward_task(
-    task,
-    parts,
-    sizes,
-    u,
-    delta,
-    z,
-    B,
-    C,
-    A,
-    D,
-    bias,
-    initial,
-    softplus,
-    kept,
-    g_y,
-    g_last,
-    du_,
-    ddelta_,
-    dz_,
-    dB,
-    dC,
-    dA,
-    dD,
-    dbias,
-    dinitial,
-    scratch,
-):
+def backward_task(work, task):
     """The same share of the gradients: the adjoint state dh runs from the last step to the first."""
-    batch, length, channels, state = sizes
-    first_clip, end_clip, first_block, end_block = _share(task, parts, batch, channels)
+    length, channels, state, softplus = work.length, work.channels, work.state, work.softplus != 0
+    first_clip, end_clip, first_block, end_block = _share(work, task)
     steps = min(length, CHUNK)
-    mine = scratch[0] + 4 * WIDTH * task * scratch[1]
+    mine = work.scratch + 4 * WIDTH * task * work.rows
     rows, states = _scratch(mine, 0, 9), _scratch(mine, 9, 3 * state)
     skip, shift, sum_skip, sum_shift, du = rows[0], rows[1], rows[2], rows[3], rows[4]
     out, gate, ddu, ddelta = rows[5], rows[6], rows[7], rows[8]
@@ -264,41 +213,41 @@ def backward_task(
     for block in range(first_block, end_block):
         c = block * WIDTH
         width = min(WIDTH, channels - c)
-        _load_states(decay, A, c * state, width, state, LOG2E)
-        _load(skip, D, c, width)
-        _load(shift, bias, c, width)
+        _load_states(decay, work.A, c * state, width, state, LOG2E)
+        _load(skip, work.D, c, width)
+        _load(shift, work.bias, c, width)
         sum_skip[:], sum_shift[:], slope[:, :] = ZERO, ZERO, ZERO
         for clip in range(first_clip, end_clip):
-            _load_states(dh, g_last, (clip * channels + c) * state, width, state, ONE)
+            _load_states(dh, work.grad_last, (clip * channels + c) * state, width, state, ONE)
             chunks = (length - 1) // CHUNK
             for chunk in range(chunks, -1, -1):
                 start = chunk * CHUNK
                 count = min(CHUNK, length - start)
                 if chunk == 0:
-                    _load_states(h[:state], initial, (clip * channels + c) * state, width, state, ONE)
+                    _load_states(h[:state], work.initial, (clip * channels + c) * state, width, state, ONE)
                 else:
                     for n in range(state):
-                        _load(h[n], kept, ((clip * chunks + chunk - 1) * state + n) * channels + c, width)
+                        _load(h[n], work.kept, ((clip * chunks + chunk - 1) * state + n) * channels + c, width)
                 for k in range(count):  # the chunk forward again
                     t = start + k
                     here = (clip * length + t) * channels + c
                     x, raw, dt, g = inputs[4 * k], inputs[4 * k + 1], inputs[4 * k + 2], inputs[4 * k + 3]
-                    _load(x, u[0], clip * u[1] + t * u[2] + c, width)
-                    _load(raw, delta[0], clip * delta[1] + t * delta[2] + c, width)
-                    _load(g, g_y, here, width)
-                    _prepare(x, raw, dt, du, out, skip, shift, softplus)
-                    Bt = _row(B[0], clip * B[1] + t * B[2], state)
-                    Ct = _row(C[0], clip * C[1] + t * C[2], state)
+                    _load_step(x, work.u, clip, t, c, width)
+                    _load_step(raw, work.delta, clip, t, c, width)
+                    _load(g, work.grad_y, here, width)
+                    prepare(x, raw, dt, du, out, skip, shift, softplus)
+                    Bt = _state_row(work.B, clip, t, state)
+                    Ct = _state_row(work.C, clip, t, state)
                     for n in range(state):
                         i = k * state + n
-                        _step_kept(h[i], h[i + state], a[i], decay[n], dt, du, Bt[n], Ct[n], out)
-                    if z[0] != 0:
-                        _load(gate, z[0], clip * z[1] + t * z[2] + c, width)
+                        step_kept(h[i], h[i + state], a[i], decay[n], dt, du, Bt[n], Ct[n], out)
+                    if work.z.address != 0:
+                        _load_step(gate, work.z, clip, t, c, width)
                         for j in range(WIDTH):
                             s = sigmoid(gate[j])
                             out[j] *= g[j] * s * (ONE + gate[j] * (ONE - s))
                             g[j] *= gate[j] * s
-                        _store(out, dz_, here, width)
+                        _store(out, work.dz, here, width)
                 for k in range(count - 1, -1, -1):
                     t = start + k
                     here = (clip * length + t) * channels + c
@@ -306,25 +255,25 @@ def backward_task(
                     for j in range(WIDTH):
                         du[j] = dt[j] * x[j]
                     ddu[:], ddelta[:] = ZERO, ZERO
-                    Bt = _row(B[0], clip * B[1] + t * B[2], state)
-                    Ct = _row(C[0], clip * C[1] + t * C[2], state)
-                    row = (((task % parts[1]) * batch + clip) * length + t) * state
-                    dBt, dCt = _row(dB, row, state), _row(dC, row, state)
+                    Bt = _state_row(work.B, clip, t, state)
+                    Ct = _state_row(work.C, clip, t, state)
+                    row = (((task % work.block_parts) * work.batch + clip) * length + t) * state
+                    dBt, dCt = _row(work.dB, row, state), _row(work.dC, row, state)
                     for n in range(state):
                         i = k * state + n
-                        db, dc = _step_back(
+                        db, dc = step_back(
                             h[i], h[i + state], a[i], decay[n], dt, du, Bt[n], Ct[n], g, dh[n], ddu, ddelta, slope[n]
                         )
                         dBt[n] = db if block == first_block else dBt[n] + db
                         dCt[n] = dc if block == first_block else dCt[n] + dc
-                    _finish_back(x, raw, dt, g, skip, ddu, ddelta, sum_skip, sum_shift, softplus)
-                    _store(ddu, du_, here, width)
-                    _store(ddelta, ddelta_, here, width)
-            _store_states(dh, dinitial, (clip * channels + c) * state, width, state)
-        row = (task // parts[1]) * channels + c
-        _store_states(slope, dA, row * state, width, state)
-        _store(sum_skip, dD, row, width)
-        _store(sum_shift, dbias, row, width)
+                    finish_back(x, raw, dt, g, skip, ddu, ddelta, sum_skip, sum_shift, softplus)
+                    _store(ddu, work.du, here, width)
+                    _store(ddelta, work.ddelta, here, width)
+            _store_states(dh, work.dinitial, (clip * channels + c) * state, width, state)
+        row = (task // work.block_parts) * channels + c
+        _store_states(slope, work.dA, row * state, width, state)
+        _store(sum_skip, work.dD, row, width)
+        _store(sum_shift, work.dbias, row, width)
 
 
 @intrinsic
@@ -339,62 +288,26 @@ def _call(context, address):
 
 
 @njit(**STRICT)
-def _mine(n):
-    """This thread's tasks, as a range. n[:5]: their number; two functions for this thread's number and how many
-    there are (OpenMP's), or 0 and the two numbers themselves."""
-    if n[1] != 0:
-        return range(_call(n[1]), n[0], _call(n[2]))
-    return range(n[3], n[0], n[4])
-
-
-@njit(**STRICT)
-def _arguments(n):
-    """What both tasks begin with, from numbers in a row."""
-    return (
-        (n[5], n[6]),
-        (n[7], n[8], n[9], n[10]),
-        (n[11], n[12], n[13]),
-        (n[14], n[15], n[16]),
-        (n[17], n[18], n[19]),
-        (n[20], n[21], n[22]),
-        (n[23], n[24], n[25]),
-        n[26],
-        n[27],
-        n[28],
-        n[29],
-        n[30] != 0,
-        n[31],
-    )
+def _mine(work):
+    """This thread's tasks, as a range."""
+    if work.thread_number != 0:
+        return range(_call(work.thread_number), work.tasks, _call(work.thread_count))
+    return range(work.first, work.tasks, work.stride)
 
 
 def _forward_team(address):
-    n = numba.carray(address, (36,), np.int64)
-    for task in _mine(n):
-        forward_task(task, *_arguments(n), n[32], n[33], (n[34], n[35]))
+    work = numba.carray(address, (1,), RECORD)[0]
+    for task in _mine(work):
+        forward_task(work, task)
 
 
 def _backward_team(address):
-    n = numba.carray(address, (45,), np.int64)
-    for task in _mine(n):
-        backward_task(
-            task,
-            *_arguments(n),
-            n[32],
-            n[33],
-            n[34],
-            n[35],
-            n[36],
-            n[37],
-            n[38],
-            n[39],
-            n[40],
-            n[41],
-            n[42],
-            (n[43], n[44]),
-        )
+    work = numba.carray(address, (1,), RECORD)[0]
+    for task in _mine(work):
+        backward_task(work, task)
 
 
 @functools.cache
 def team(backward):
-    """The compiled C function void(int64 *numbers) that does a thread's share of a pass, called by address."""
+    """The compiled C function void(Work *) that does a thread's share of a pass, called by address."""
     return numba.cfunc("void(voidptr)", cache=True, **STRICT)(_backward_team if backward else _forward_team).ctypes

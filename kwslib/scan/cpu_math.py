@@ -1,6 +1,8 @@
-"""exp, sigmoid and softplus in float32 for Numba, free of branches, so that loops over them become vector code.
+"""The arithmetic of the scan for processors, in float32 for Numba: exp, sigmoid, softplus; then rows of channels.
 
-Numba keeps compiled kernels beside scan_kernels.py, and looks at that file alone to tell whether they are still good:
+The scalar functions are free of branches, so that loops over a row become vector code.
+
+Numba caches the compiled kernels beside cpu_kernels.py and checks that file alone to see whether they are up to date:
 after a change here, touch it.
 """
 
@@ -8,14 +10,29 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numba.core.compiler import Compiler
 
 LOG2E, LN2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 LN2_HI, LN2_LO = np.float32(0.693145751953125), np.float32(1.428606765330187e-06)  # LN2 in two parts
 ROUND = np.float32(12582912.0)  # 1.5 * 2**23: adding it rounds a float32 to an integer, kept in its low bits
+WIDTH = 64  # channels of a block: every scratch row is this long, padded with zeros
 ZERO, ONE = np.float32(0), np.float32(1)
-# The flags let multiply-add fuse and sums be reordered. `reassoc` would undo the ROUND trick: only where it
-# is absent may that be used. None assumes away NaN or infinity. Division by zero gives infinity, as in NumPy.
+
+
+class _NoAlias(Compiler):
+    """Promises LLVM that a function's arrays do not overlap: without that it leaves loops unvectorised."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.state.flags.noalias = True
+
+
+# Flags of compiled functions. All let multiply-add fuse; none assumes away NaN or infinity; division by zero gives
+# infinity, as in NumPy. LANES is for loops over the channels of several rows. SUMS lets sums be reordered, too, which
+# would undo the ROUND trick: where that is written out, SUMS is forbidden.
 STRICT = {"fastmath": {"contract"}, "error_model": "numpy"}
+LANES = STRICT | {"pipeline_class": _NoAlias}
+SUMS = LANES | {"fastmath": {"contract", "reassoc", "nsz"}}
 
 
 @njit(**STRICT)
@@ -63,3 +80,65 @@ def log1pexp(x):
     p = (p * q + np.float32(0.14308299)) * q + np.float32(0.19999444)
     p = p * q + np.float32(0.33333338)
     return (x if x > 0 else np.float32(0)) + np.float32(2) * (s + s * q * p)
+
+
+@njit(**LANES)
+def prepare(u, raw, dt, du, out, skip, shift, softplus):
+    """From rows of u and delta (`raw`, the bias `shift` is added to it): Δ, Δu and the skip path D u."""
+    for j in range(WIDTH):
+        raw[j] += shift[j]
+        dt[j] = raw[j]
+    if softplus:
+        for j in range(WIDTH):
+            dt[j] = log1pexp(raw[j])
+    for j in range(WIDTH):
+        du[j] = dt[j] * u[j]
+        out[j] = skip[j] * u[j]
+
+
+@njit(**SUMS)
+def step(h, decay, dt, du, b, c, out):
+    """One step of one state, read out into `out`. `decay` is A log2(e): exp(ΔA) = 2**(Δ decay)."""
+    for j in range(WIDTH):
+        h[j] = exp2(dt[j] * decay[j]) * h[j] + du[j] * b
+        out[j] += h[j] * c
+
+
+@njit(**SUMS)
+def step_kept(h, next_h, a, decay, dt, du, b, c, out):
+    """The same, keeping exp(ΔA) in `a` and both states for `step_back`."""
+    for j in range(WIDTH):
+        a[j] = exp2(dt[j] * decay[j])
+        next_h[j] = a[j] * h[j] + du[j] * b
+        out[j] += next_h[j] * c
+
+
+@njit(**SUMS)
+def step_back(h, next_h, a, decay, dt, du, b, c, g, dh, ddu, ddecay, slope):
+    """Gradients through one step from g = dL/dy and dh; returns those of b and c (sums over channels)."""
+    db, dc = ZERO, ZERO
+    for j in range(WIDTH):
+        d = dh[j] + g[j] * c
+        dc += g[j] * next_h[j]
+        db += d * du[j]
+        ddu[j] += d * b
+        d *= a[j]
+        dh[j] = d
+        d *= h[j]  # dL/d(ΔA)
+        ddecay[j] += d * decay[j]
+        slope[j] += d * dt[j]
+    return db, dc
+
+
+@njit(**SUMS)
+def finish_back(u, raw, dt, g, skip, ddu, ddelta, sum_skip, sum_shift, softplus):
+    """Gradients of u and delta in place of dL/d(Δu), in `ddu`, and the sum of dL/d(ΔA) decay, in `ddelta`."""
+    for j in range(WIDTH):
+        ddelta[j] = ddelta[j] * LN2 + ddu[j] * u[j]
+        ddu[j] = ddu[j] * dt[j] + g[j] * skip[j]
+        sum_skip[j] += g[j] * u[j]
+    if softplus:
+        for j in range(WIDTH):
+            ddelta[j] *= sigmoid(raw[j])
+    for j in range(WIDTH):
+        sum_shift[j] += ddelta[j]

@@ -25,36 +25,23 @@ the authors' own code. "Selective" means that Δ, B and C are computed from the 
 
 The argument names and meanings are those of `selective_scan_fn` in the authors' package
 mamba_ssm, for real A and time-dependent B and C. This file holds the plain loop, which every
-other implementation is tested against; scan_cpu.py holds the fused one for processors,
-scan_triton.py the one for GPUs. Where the authors' package is installed its kernel is here, too.
+other implementation is tested against. Where mamba_ssm is installed, its kernel is a backend, too.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 
-from kwslib.io import KwsError
-
 
 def selective_scan(
-    u,
-    delta,
-    A,
-    B,
-    C,
-    D=None,
-    z=None,
-    delta_bias=None,
-    delta_softplus=False,
-    return_last_state=False,
-    initial_state=None,
-    layout="bdl",
-    backend=None,
-):
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False,
+    initial_state=None, layout="bdl", backend=None,
+):  # fmt: skip
     """Run the scan; returns y, or (y, last_state) where `return_last_state` is set.
 
     layout "bdl" (mamba_ssm's): u, delta, z (batch, channels, length), B, C (batch, state, length);
@@ -63,20 +50,19 @@ def selective_scan(
     and last_state (batch, channels, state). y has the shape and dtype of u; the arithmetic and
     last_state are float32, or float64 where an input is float64.
 
-    backend: None for the fastest that fits, or a name in BACKENDS. Raises KwsError on sizes that
-    do not fit each other, an unknown layout, or a backend that cannot take these tensors.
+    backend: a name in BACKENDS; None for what `use_backend` says, else the fastest that fits. Raises
+    ValueError on sizes that do not fit each other, an unknown layout, or a backend that cannot take these tensors.
     """
     if layout not in ("bdl", "bld"):
-        raise KwsError(f"layout {layout!r} is not known; choose 'bdl' or 'bld'")
+        raise ValueError(f"layout {layout!r} is not known; choose 'bdl' or 'bld'")
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, layout)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    backend = _check_backend(backend) or _chosen
     if backend is None:
         backend = next(name for name, (fits, _) in BACKENDS.items() if fits(tensors, False))
-    elif backend not in BACKENDS:
-        raise KwsError(f"scan backend {backend!r} is not known; choose one of {', '.join(BACKENDS)}")
     elif not BACKENDS[backend][0](tensors, True):
         start = "" if initial_state is None else " from an initial_state"
-        raise KwsError(f"scan backend {backend!r} cannot run {u.dtype} on {u.device}{start} here; use 'reference'")
+        raise ValueError(f"scan backend {backend!r} cannot run {u.dtype} on {u.device}{start} here; use 'reference'")
     if layout == "bdl":
         u, delta, B, C = u.mT, delta.mT, B.mT, C.mT
         z = None if z is None else z.mT
@@ -84,6 +70,23 @@ def selective_scan(
     y, last_state = scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
     y = y.mT if layout == "bdl" else y
     return (y, last_state) if return_last_state else y
+
+
+@contextmanager
+def use_backend(name):
+    """Inside, every scan of this process whose call names no backend runs on `name` (None: the fastest that fits)."""
+    global _chosen
+    _chosen, before = _check_backend(name), _chosen
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def _check_backend(name):
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"scan backend {name!r} is not known; choose one of {', '.join(BACKENDS)}")
+    return name
 
 
 def reference_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
@@ -135,9 +138,10 @@ def _mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial
 def _refuse(gradient):
     """For a tensor's hook: mamba_ssm would take a gradient of its last state for zero without a word."""
     if gradient is not None:
-        raise KwsError("scan backend 'mamba_ssm' has no gradient of the last state; use 'reference'")
+        raise ValueError("scan backend 'mamba_ssm' has no gradient of the last state; use 'reference'")
 
 
+_chosen = None  # the backend that use_backend set
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _NUMBA, _TRITON = find_spec("numba") is not None, find_spec("triton") is not None
 _MAMBA_SSM = find_spec("mamba_ssm") is not None and find_spec("selective_scan_cuda") is not None
@@ -174,14 +178,14 @@ BACKENDS = {
 def _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, layout):
     names = "(batch, channels, length)" if layout == "bdl" else "(batch, length, channels)"
     if u.ndim != 3 or A.ndim != 2:
-        raise KwsError(
+        raise ValueError(
             f"selective_scan needs u of shape {names} and A of shape (channels, state); "
             f"got {tuple(u.shape)} and {tuple(A.shape)}"
         )
     (batch, channels, length) = u.shape if layout == "bdl" else (u.shape[0], u.shape[2], u.shape[1])
     state = A.shape[1]
     if length < 1 or channels < 1 or state < 1:
-        raise KwsError(f"selective_scan needs a step, a channel and a state; got u {tuple(u.shape)} {names}")
+        raise ValueError(f"selective_scan needs a step, a channel and a state; got u {tuple(u.shape)} {names}")
     wide = (batch, state, length) if layout == "bdl" else (batch, length, state)
     wanted = (
         ("delta", delta, u.shape),
@@ -195,7 +199,7 @@ def _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, layout):
     )
     for name, tensor, shape in wanted:
         if tensor is not None and tensor.shape != shape:
-            raise KwsError(
+            raise ValueError(
                 f"selective_scan: {name} has shape {tuple(tensor.shape)}, but u {tuple(u.shape)} "
                 f"{names} and A {tuple(A.shape)} call for {tuple(shape)}"
             )

@@ -1,6 +1,6 @@
 """The selective scan on GPUs: one fused pass forward and one backward, written in Triton.
 
-Symbols and equations as in scan.py; the arithmetic is float32 whatever the inputs' dtypes, which are
+Symbols and equations as in reference.py; the arithmetic is float32 whatever the inputs' dtypes, which are
 read and written as they are. What shapes the kernels is that sequences are short (31 to 101 frames)
 and there are many of them: time stays sequential and clips and channels give the parallelism.
 
@@ -33,26 +33,13 @@ LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
 # Not specialised: a new length needs no new kernel. And the compiler must not see that per_state is 1: it
 # would lay out registers for the few loads along the state, not for the recurrence.
 NUMBERS = (
-    "u_clip",
-    "u_step",
-    "delta_clip",
-    "delta_step",
-    "B_clip",
-    "B_step",
-    "C_clip",
-    "C_step",
-    "z_clip",
-    "z_step",
-    "batch",
-    "length",
-    "channels",
-    "per_channel",
-    "per_state",
-)
+    "u_clip u_step delta_clip delta_step B_clip B_step C_clip C_step z_clip z_step batch length channels "
+    "per_channel per_state"
+).split()
 
 
 def triton_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
-    """Arguments and result of scan.reference_scan; tensors of float32, bfloat16 or float16 on one GPU.
+    """Arguments and result of reference_scan; tensors of float32, bfloat16 or float16 on one GPU.
 
     Everything is computed in float32. Differentiable once. Compiles (seconds) on the first call with
     new dtypes, state size or absent arguments; Triton keeps the result in the user's cache folder.
@@ -66,22 +53,14 @@ def _forward(u, delta, A, B, C, D, z, bias, initial, softplus, keep):
     numbers, sizes, programs = _arguments(*tensors)
     if programs:
         with torch.cuda.device_of(u):
-            _forward_kernel[(programs,)](
-                *tensors,
-                y,
-                last,
-                kept if keep else None,
-                *numbers,
-                softplus,
-                **sizes,
-                ALIGNED=_alignment(*tensors[3:5]),
-                num_warps=1,
-            )
+            kept, aligned = kept if keep else None, _alignment(*tensors[3:5])
+            given = (*tensors, y, last, kept, *numbers, softplus)
+            _forward_kernel[(programs,)](*given, **sizes, ALIGNED=aligned, num_warps=1)
     return outputs
 
 
 def _backward(u, delta, A, B, C, D, z, bias, initial, softplus, kept, grad_y, grad_last):
-    (batch, length, channels), state = u.shape, A.shape[1]
+    batch, channels, state = u.shape[0], *A.shape
     du, ddelta, dz, dinitial = (u.new_empty(0) if t is None else t.new_empty(t.shape) for t in (u, delta, z, initial))
     tensors = unit_stride(u, delta, A, B, C, D, z, bias, initial)
     numbers, sizes, programs = _arguments(*tensors)
@@ -91,22 +70,9 @@ def _backward(u, delta, A, B, C, D, z, bias, initial, softplus, kept, grad_y, gr
     if programs:
         grad_last = None if grad_last is None else grad_last.contiguous()
         with torch.cuda.device_of(u):
-            _backward_kernel[(programs,)](
-                *tensors,
-                kept,
-                grad_y.contiguous(),
-                grad_last,
-                du,
-                ddelta,
-                *by_block,
-                dz,
-                *by_clip,
-                dinitial,
-                *numbers,
-                softplus,
-                **sizes,
-                num_warps=1,
-            )
+            found = (du, ddelta, *by_block, dz, *by_clip, dinitial)
+            given = (*tensors, kept, grad_y.contiguous(), grad_last, *found, *numbers, softplus)
+            _backward_kernel[(programs,)](*given, **sizes, num_warps=1)
     dB, dC, dA, dD, dbias = (
         u.new_empty(0) if t is None else parts.sum(0).to(t.dtype)
         for parts, t in zip(by_block + by_clip, (B, C, A, D, bias))
@@ -142,7 +108,7 @@ def _sigmoid(x):
 
 @triton.jit
 def _softplus(x):
-    """log(1 + e**x) as in scan_math.py; the GPU's logarithm is imprecise near 1, where most Δ begin."""
+    """log(1 + e**x) as in cpu_math.py; the GPU's logarithm is imprecise near 1, where most Δ begin."""
     v = tl.exp2(-LOG2E * tl.abs(x))
     s = v / (2.0 + v)
     q = s * s
@@ -173,40 +139,12 @@ def _load_chunk(x, x_clip, x_step, clip, t, length, c, inside, CHUNK: tl.constex
 
 @triton.jit(do_not_specialize=NUMBERS)
 def _forward_kernel(
-    u,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    z,
-    bias,
-    initial,
-    y,
-    last,
-    kept,
-    u_clip,
-    u_step,
-    delta_clip,
-    delta_step,
-    B_clip,
-    B_step,
-    C_clip,
-    C_step,
-    z_clip,
-    z_step,
-    batch,
-    length,
-    channels,
-    per_channel,
-    per_state,
-    SOFTPLUS: tl.constexpr,
-    STATE: tl.constexpr,
-    PADDED: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
+    u, delta, A, B, C, D, z, bias, initial, y, last, kept,
+    u_clip, u_step, delta_clip, delta_step, B_clip, B_step, C_clip, C_step, z_clip, z_step,
+    batch, length, channels, per_channel, per_state,
+    SOFTPLUS: tl.constexpr, STATE: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
     ALIGNED: tl.constexpr,
-):
+):  # fmt: skip
     blocks = tl.cdiv(channels, WIDTH)
     clip = (tl.program_id(0) // blocks).to(tl.int64)
     c = tl.program_id(0) % blocks * WIDTH + tl.arange(0, WIDTH)
@@ -263,48 +201,11 @@ def _forward_kernel(
 
 @triton.jit(do_not_specialize=NUMBERS)
 def _backward_kernel(
-    u,
-    delta,
-    A,
-    B,
-    C,
-    D,
-    z,
-    bias,
-    initial,
-    kept,
-    grad_y,
-    grad_last,
-    du,
-    ddelta,
-    dB,
-    dC,
-    dz,
-    dA,
-    dD,
-    dbias,
-    dinitial,
-    u_clip,
-    u_step,
-    delta_clip,
-    delta_step,
-    B_clip,
-    B_step,
-    C_clip,
-    C_step,
-    z_clip,
-    z_step,
-    batch,
-    length,
-    channels,
-    per_channel,
-    per_state,
-    SOFTPLUS: tl.constexpr,
-    STATE: tl.constexpr,
-    PADDED: tl.constexpr,
-    WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-):
+    u, delta, A, B, C, D, z, bias, initial, kept, grad_y, grad_last, du, ddelta, dB, dC, dz, dA, dD, dbias, dinitial,
+    u_clip, u_step, delta_clip, delta_step, B_clip, B_step, C_clip, C_step, z_clip, z_step,
+    batch, length, channels, per_channel, per_state,
+    SOFTPLUS: tl.constexpr, STATE: tl.constexpr, PADDED: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
     """The adjoint state dh runs from the last step to the first. Axes: 8 channels, states, more channels."""
     blocks = tl.cdiv(channels, WIDTH)
     block = tl.program_id(0) % blocks
