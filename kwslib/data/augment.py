@@ -1,9 +1,8 @@
 """Augmentation of whole batches: time shift, noise, tempo and background on waveforms; masks on features.
 
-Drawing and applying are separate, so that the same draw gives the same clip alone or in a
-batch: `draw(n, samples)` returns one row of numbers per clip, `apply(waves, draw)` uses them.
-Sources: the paper's recipes (shift, noise, stretch); Warden 2018, section 5.10 (shift and
-background noise); Park et al. 2019, SpecAugment (masks), section 2.
+Drawing and applying are separate, so that the same draw gives the same clip alone or in a batch: `draw(n, samples)`
+returns one row of numbers per clip, `apply(waves, draw)` uses them. Sources: the paper's recipes (shift, noise,
+stretch); Warden 2018, section 5.10 (shift and background noise); Park et al. 2019, SpecAugment (masks), section 2.
 """
 
 from __future__ import annotations
@@ -12,31 +11,24 @@ import torch
 import torch.nn.functional as F
 import torchaudio.functional as AF
 
-from kwslib.data.audio import mix_at_snr, shift
+from kwslib.data.audio import mix_at_snr, shift, to_float
 from kwslib.io import SAMPLE_RATE, KwsError
 
 
 class Augment:
     """Waveform augmentation. Every option's default leaves the waveform as it is.
 
-    shift_ms: largest shift either way, in ms; zeros come in. noise: (low, high), range of the
-    standard deviation of added white noise, on the scale [-1, 1]. stretch: (low, high) tempo at
-    unchanged pitch; one tempo is drawn per call, because the phase vocoder is a batched operation.
-    speed: (low, high) playing speed, which changes pitch too, drawn per clip (Ko et al. 2015).
-    background: int16 or float samples (n,) to mix in with probability background_probability at a
-    signal-to-noise ratio drawn from background_snr = (low, high) dB.
+    shift_ms: largest shift either way, in ms; zeros come in. noise: (low, high), range of the standard deviation of
+    added white noise, on the scale [-1, 1]. stretch: (low, high) tempo at unchanged pitch; one tempo is drawn per call,
+    because the phase vocoder is a batched operation. speed: (low, high) playing speed, which changes pitch too, drawn
+    per clip (Ko et al. 2015). background: int16 or float samples (n,) to mix in with probability background_probability
+    at a signal-to-noise ratio drawn from background_snr = (low, high) dB.
     """
 
     def __init__(
-        self,
-        shift_ms=0.0,
-        noise=None,
-        stretch=None,
-        background=None,
-        background_snr=None,
-        background_probability=0.8,
-        speed=None,
-    ):
+        self, shift_ms=0.0, noise=None, stretch=None, background=None, background_snr=None,
+        background_probability=0.8, speed=None,
+    ):  # fmt: skip
         self.shift = round(shift_ms * SAMPLE_RATE / 1000)
         self.noise, self.stretch, self.speed, self.snr = noise, stretch, speed, background_snr
         self.probability = background_probability
@@ -44,12 +36,9 @@ class Augment:
         if background_snr is not None:
             background = torch.as_tensor(background if background is not None else [])
             if len(background) < SAMPLE_RATE:
-                raise KwsError(
-                    "background_snr is set but the corpus has no second of background noise; "
-                    "set background_snr to null or add a _background_noise_ folder"
-                )
-            scale = 1 if background.is_floating_point() else 32768.0
-            self.background = background.float() / scale
+                reason = "background_snr is set but the corpus has no second of background noise"
+                raise KwsError(f"{reason}; set background_snr to null or add a _background_noise_ folder")
+            self.background = background.float() if background.is_floating_point() else to_float(background)
 
     def draw(self, n, samples, generator=None):
         """Random numbers for n clips of `samples` samples: a dict of CPU tensors with n rows (tempo: one float)."""
@@ -132,8 +121,8 @@ def tempo(waves, rate, n_fft=512, hop=128):
 def white(seeds, size, device):
     """Standard normal noise (B, size): each row a function of its own seed alone, wherever it is computed.
 
-    A counter-based hash (Jarzynski & Olano 2020, "pcg") and the Box-Muller transform: one generator
-    object per clip would be a Python loop in the hot path.
+    A counter-based hash (Jarzynski & Olano 2020, "pcg") and the Box-Muller transform: a generator for each clip would
+    be a Python loop.
     """
     half = (size + 1) // 2
     counter = torch.arange(2 * half, device=device, dtype=torch.int64)
@@ -162,9 +151,8 @@ class SpecMask:
         """x (B, T, F) -> the same shape, masked."""
         if x.dim() != 3:
             raise KwsError(f"x has shape {tuple(x.shape)}; SpecMask takes features (clips, frames, bands)")
-        return (
-            x * self._keep(x, 2, self.freq, generator)[:, None, :] * self._keep(x, 1, self.time, generator)[:, :, None]
-        )
+        bands, frames = self._keep(x, 2, self.freq, generator), self._keep(x, 1, self.time, generator)
+        return x * bands[:, None, :] * frames[:, :, None]
 
     @staticmethod
     def _keep(x, axis, masks, generator):

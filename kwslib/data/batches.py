@@ -1,8 +1,8 @@
 """Clips to batches: whole on the device that trains, and the paper's clip-by-clip interface beside it.
 
-`Batches` keeps a split's waveforms on the device as int16 and makes features there: no Python per
-clip and no worker processes. `SpeechCommands`, `collate_seq` and `collate_image` are the interface
-that the paper's README shows; they give the same numbers, slower.
+`Batches` keeps a split's waveforms on the device as int16 and makes features there: no Python per clip and no worker
+processes. `SpeechCommands`, `collate_seq` and `collate_image` are the interface that the paper's README shows; they
+give the same numbers, slower.
 """
 
 from __future__ import annotations

@@ -1,12 +1,10 @@
 """One packed corpus from any source: waveforms that training maps into memory, an index, a card.
 
-A corpus folder holds `waves.npy` (int16, clips x 16,000, shorter clips padded with zeros), `index.csv`
-(path, word, speaker, split, samples), `noise.npy` (all background noise end to end) and `card.json` (source,
-licence, checksums, counts). `pack` decodes every file once, in worker processes, and appends the clips in
-order to `<out>.partial/waves.npy`, with one line in a journal per clip; a run that was killed continues after
-its last line and ends with the same bytes.
-
-    python -m kwslib.corpus ../speech_commands_subset.zip data/subset
+A corpus folder holds `waves.npy` (int16, clips x 16,000, shorter clips padded with zeros), `index.csv` (path, word,
+speaker, split, samples), `noise.npy` (all background noise end to end) and `card.json` (source, licence, checksums,
+counts). `pack` decodes every file once, in worker processes, and appends the clips in order to
+`<out>.partial/waves.npy`, with one line in a journal per clip; a run that was killed continues after its last line and
+ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -73,10 +71,8 @@ def load_corpus(path):
     except (OSError, ValueError, EOFError, KeyError, TypeError) as e:
         raise KwsError(f"corpus {path} is damaged ({e}); delete the folder and pack it again") from None
     if waves.shape != (len(rows), CLIP) or waves.dtype != np.int16 or len(rows) != counts:
-        raise KwsError(
-            f"corpus {path} is damaged (waves.npy {waves.shape}, index.csv {len(rows)} and "
-            f"card.json {counts} clips); delete the folder and pack it again"
-        )
+        found = f"waves.npy {waves.shape}, index.csv {len(rows)} and card.json {counts} clips"
+        raise KwsError(f"corpus {path} is damaged ({found}); delete the folder and pack it again")
     return Corpus(root, card, waves, noise, *columns, samples)
 
 
@@ -98,13 +94,12 @@ def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **optio
         raise KwsError(f"workers is {workers}; give one or more")
     try:
         try:
-            origin = (
-                Synthetic(words, seed, **options)
-                if source == "synthetic"
-                else SpeechCommandsArchive(out.parent, words, **options)
-                if source == "speech_commands"
-                else Folder(source, words, **options)
-            )
+            if source == "synthetic":
+                origin = Synthetic(words, seed, **options)
+            elif source == "speech_commands":
+                origin = SpeechCommandsArchive(out.parent, words, **options)
+            else:
+                origin = Folder(source, words, **options)
         except TypeError as e:
             raise KwsError(f"source {source} does not take these options ({e}); leave them out") from None
         identity = {**origin.card, "options": {"words": words, "strict": strict, **origin.options}}
@@ -118,16 +113,11 @@ def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **optio
             _pack(origin, identity, partial, journal, workers or cores())
             os.replace(partial, out)
     except BrokenProcessPool:
-        raise KwsError(
-            f"a worker process died while packing {source}; run again (it continues where it stopped), "
-            "with fewer workers if memory ran out; a script must call pack under if __name__ == "
-            "'__main__'"
-        ) from None
+        remedy = "with fewer workers if memory ran out; a script must call pack under if __name__ == '__main__'"
+        raise KwsError(f"a worker process died while packing {source}; run again to continue, {remedy}") from None
     except OSError as e:
-        raise KwsError(
-            f"cannot pack {source} into {out} ({e}); make room or choose another folder, then "
-            "run again: it continues where it stopped"
-        ) from None
+        remedy = "make room or choose another folder, then run again to continue"
+        raise KwsError(f"cannot pack {source} into {out} ({e}); {remedy}") from None
     return load_corpus(out)
 
 
@@ -176,58 +166,42 @@ def _finish(source, identity, partial, done):
     kept = [(c, d) for c, d in done if "samples" in d]
     clips = [c for c, _ in kept]
     if skipped and identity["options"]["strict"]:
-        raise KwsError(
-            f"clip {skipped[0]['path']} of {identity['origin']} is unusable: "
-            f"{skipped[0]['reason']}; fix it, or pack without strict to skip it"
-        )
+        which = f"clip {skipped[0]['path']} of {identity['origin']}"
+        raise KwsError(f"{which} is unusable: {skipped[0]['reason']}; fix it, or pack without strict to skip it")
     if not clips:
-        raise KwsError(
-            f"source {identity['origin']} has no readable clips (the first, {done[0][0].path}: "
-            f"{done[0][1]['reason']}); give sound files that libsndfile reads"
-        )
+        first = f"the first, {done[0][0].path}: {done[0][1]['reason']}"
+        raise KwsError(f"source {identity['origin']} has no readable clips ({first}); give wav, flac, ogg or mp3 files")
     with open(partial / "waves.npy", "r+b") as f:
         shape = {"descr": "<i2", "fortran_order": False, "shape": (len(clips), CLIP)}
         np.lib.format.write_array_header_1_0(f, shape)  # HEADER bytes
         f.flush()
         os.fsync(f.fileno())
-    write_csv(
-        partial / "index.csv",
-        [
-            {"path": c.path, "word": c.word, "speaker": c.speaker, "split": c.split, "samples": d["samples"]}
-            for c, d in kept
-        ],
-    )
+    columns = ("path", "word", "speaker", "split")
+    write_csv(partial / "index.csv", [dict(zip(columns, c), samples=d["samples"]) for c, d in kept])
     with replacing(partial / "noise.npy") as scratch, open(scratch, "wb") as f:
         np.save(f, noise)
-
-    note = {}
-    if nameless := sum("_nohash_" not in c.path for c in clips):
-        note["note"] = (
-            f"{nameless} of {len(clips)} clips have no speaker in their names (SPEAKER_nohash_N.wav); each name counts "
-            "as a speaker, so a person may be in two splits"
-        )
-        print(f"note: {identity['origin']}: {note['note']}", file=sys.stderr)
 
     def tally(splits):
         count = Counter(splits)
         return {split: count[split] for split in SPLITS}
 
-    write_json(
-        partial / "card.json",
-        {
-            **identity,
-            "checksum": file_hash(partial / "waves.npy", partial / "index.csv"),
-            "clips": tally(c.split for c in clips),
-            "words": {w: tally(c.split for c in clips if c.word == w) for w in sorted({c.word for c in clips})},
-            "speakers": tally(split for _, split in {(c.speaker, c.split) for c in clips}),
-            "noise_seconds": round(len(noise) / SAMPLE_RATE, 3),
-            "short": sum(d["samples"] < CLIP for _, d in kept),
-            "clipped": sum(d["clipped"] for _, d in kept),
-            "silent": sum(d["silent"] for _, d in kept),
-            "skipped": skipped,
-            **note,
-        },
-    )
+    card = {
+        **identity,
+        "checksum": file_hash(partial / "waves.npy", partial / "index.csv"),
+        "clips": tally(c.split for c in clips),
+        "words": {w: tally(c.split for c in clips if c.word == w) for w in sorted({c.word for c in clips})},
+        "speakers": tally(split for _, split in {(c.speaker, c.split) for c in clips}),
+        "noise_seconds": round(len(noise) / SAMPLE_RATE, 3),
+        "short": sum(d["samples"] < CLIP for _, d in kept),
+        "clipped": sum(d["clipped"] for _, d in kept),
+        "silent": sum(d["silent"] for _, d in kept),
+        "skipped": skipped,
+    }
+    if nameless := sum("_nohash_" not in c.path for c in clips):
+        which = f"{nameless} of {len(clips)} clips have no speaker in their names (SPEAKER_nohash_N.wav)"
+        card["note"] = f"{which}; each name counts as a speaker, so a person may be in two splits"
+        print(f"note: {identity['origin']}: {card['note']}", file=sys.stderr)
+    write_json(partial / "card.json", card)
     (partial / "archive.zip").unlink(missing_ok=True)
     (partial / "journal").unlink()  # last: until here, a killed run would have to be resumed
 

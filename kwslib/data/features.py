@@ -1,10 +1,9 @@
 """From waveforms to features: log-mel or MFCC frames, in batches, on the device that trains.
 
-Symbols: B clips, N samples, T = 1 + N // hop frames, F mel bands or cepstra.
-The paper's features (its README): 16 kHz, n_fft 2048, hop 256, 128 mels, power spectrum in
-dB with 80 dB of range below each clip's own maximum; the MFCC are the first 40 cepstra of
-the same mels. Features are normalised with one mean and one standard deviation, measured
-over the training split.
+Symbols: B clips, N samples, T = 1 + N // hop frames, F mel bands or cepstra. The paper's features (its README): 16 kHz,
+n_fft 2048, hop 256, 128 mels, power spectrum in dB with 80 dB of range below each clip's own maximum; the MFCC are the
+first 40 cepstra of the same mels. Features are normalised with one mean and one standard deviation, measured over the
+training split.
 """
 
 from __future__ import annotations
@@ -31,14 +30,7 @@ class WaveToSpec(nn.Module):
             raise KwsError(f"features kind is {kind!r}; it must be 'mel' or 'mfcc'")
         if kind == "mfcc" and n_mfcc > n_mels:
             raise KwsError(f"n_mfcc is {n_mfcc}, more than the {n_mels} mel bands that n_mels gives")
-        self.options = {
-            "kind": kind,
-            "n_mels": n_mels,
-            "n_mfcc": n_mfcc,
-            "n_fft": n_fft,
-            "hop_length": hop_length,
-            "top_db": top_db,
-        }
+        self.options = dict(kind=kind, n_mels=n_mels, n_mfcc=n_mfcc, n_fft=n_fft, hop_length=hop_length, top_db=top_db)
         self.kind, self.n_fft, self.hop_length, self.top_db = kind, n_fft, hop_length, top_db
         self.n_features = n_mels if kind == "mel" else n_mfcc
         mel = AF.melscale_fbanks(n_fft // 2 + 1, 0.0, SAMPLE_RATE / 2, n_mels, SAMPLE_RATE)
@@ -55,29 +47,19 @@ class WaveToSpec(nn.Module):
     @torch.no_grad()
     def forward(self, wave):
         if wave.dim() not in (1, 2) or not wave.shape[-1] or not wave.is_floating_point():
-            raise KwsError(
-                f"wave has shape {tuple(wave.shape)} and type {wave.dtype}; "
-                "WaveToSpec takes floats (samples,) or (clips, samples), of one sample or more"
-            )
+            given = f"wave has shape {tuple(wave.shape)} and type {wave.dtype}"
+            raise KwsError(f"{given}; WaveToSpec takes floats (samples,) or (clips, samples), of one sample or more")
         if wave.dim() == 1:
             return self.forward(wave[None])[0]
         if wave.device.type == "cpu" and len(wave) > 1 and wave.numel() > 1 << 18:
             # spectra that fit the cache take half the time
             return torch.cat([self(part) for part in wave.split(max(1, (1 << 17) // wave.shape[1]))])
         with torch.autocast(wave.device.type, enabled=False):  # a power spectrum needs float32's range
-            spectrum = torch.stft(
-                wave.float(),
-                self.n_fft,
-                self.hop_length,
-                window=self.window,
-                center=True,
-                pad_mode="constant",
-                return_complex=True,
-            )
+            options = dict(window=self.window, center=True, pad_mode="constant", return_complex=True)
+            spectrum = torch.stft(wave.float(), self.n_fft, self.hop_length, **options)
             power = torch.view_as_real(spectrum.transpose(1, 2)).square_().flatten(2)  # (B, T, n_fft + 2)
             mel = (power @ self.mel).clamp_min_(1e-10).log10_().mul_(10.0)
-            floor = mel.amax(dim=(1, 2), keepdim=True) - self.top_db
-            mel = torch.maximum(mel, floor)
+            mel = torch.maximum(mel, mel.amax(dim=(1, 2), keepdim=True) - self.top_db)
             return mel if self.kind == "mel" else mel @ self.dct
 
 

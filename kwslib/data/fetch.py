@@ -17,16 +17,8 @@ from kwslib.io import KwsError, file_hash
 def progress(total, what, done=0, unit="clip"):
     """A progress bar; in a log or a notebook, where it cannot be redrawn, a line every half minute."""
     pause = 0.1 if sys.stderr.isatty() else 30  # seconds
-    return tqdm(
-        total=total,
-        desc=what,
-        initial=done,
-        unit=unit,
-        unit_scale=True,
-        delay=pause,
-        mininterval=pause,
-        maxinterval=pause,
-    )
+    redrawn = dict(delay=pause, mininterval=pause, maxinterval=pause)
+    return tqdm(total=total, desc=what, initial=done, unit=unit, unit_scale=True, **redrawn)
 
 
 def fetch(url, path, checksums):
@@ -53,10 +45,8 @@ def download(url, part, tries=4):
             with urllib.request.urlopen(request, timeout=60) as reply:
                 done = done if reply.status == 206 else 0  # or the server starts again, and so do we
                 total = done + int(reply.headers.get("Content-Length") or 0)
-                with (
-                    open(part, "ab" if done else "wb") as f,
-                    progress(total, f"fetching {part.stem}", done, "B") as bar,
-                ):
+                bar = progress(total, f"fetching {part.stem}", done, "B")
+                with bar, open(part, "ab" if done else "wb") as f:
                     while piece := reply.read(1 << 18):
                         bar.update(f.write(piece))
             if part.stat().st_size >= total:

@@ -45,6 +45,12 @@ class Clip(NamedTuple):
     where: Any = None  # how the source finds it again
 
 
+def source_card(name, source, licence, attribution, origin, checksum, synthetic=False):
+    """The card of a source, which becomes the first part of its corpus' card."""
+    card = dict(name=name, source=source, synthetic=synthetic, licence=licence, attribution=attribution, origin=origin)
+    return {**card, "source_checksum": checksum}
+
+
 def which_set(speaker):
     """The split of a speaker by the published rule (Warden 2018, section 6; `which_set` in its README):
     SHA-1 of the file name up to `_nohash_`, 10 % validation, 10 % testing."""
@@ -67,20 +73,15 @@ class Folder:
         if not self.path.exists():
             raise KwsError(f"source {path} does not exist; give a folder, a zip or a tar of word folders")
         self.archive = self.path.is_file()
-        known = "speech_commands" in self.path.name.lower()
-        self.card = {
-            "name": self.path.name,
-            "source": "archive" if self.archive else "folder",
-            "synthetic": False,
-            "licence": CC_BY if known else "unknown: that of the source",
-            "attribution": ATTRIBUTION if known else None,
-            "origin": self.path.name,
-        }
         if self.archive:
-            self.card["source_checksum"] = {"sha256": file_hash(self.path)}
+            checksum = {"sha256": file_hash(self.path)}
         else:
             listing = repr(sorted(self._files(None).items()))
-            self.card["source_checksum"] = {"listing_sha256": hashlib.sha256(listing.encode()).hexdigest()}
+            checksum = {"listing_sha256": hashlib.sha256(listing.encode()).hexdigest()}
+        name, kind = self.path.name, "archive" if self.archive else "folder"
+        known = "speech_commands" in name.lower()
+        rights = (CC_BY, ATTRIBUTION) if known else ("unknown: that of the source", None)
+        self.card = source_card(name, kind, *rights, origin=name, checksum=checksum)
 
     def _files(self, scratch):
         """All files: {name: size and time of change}. Raises KwsError for an archive's links and escaping paths."""
@@ -104,11 +105,8 @@ class Folder:
     def _as_zip(self, copy):
         """Copy the tar, whatever its compression, to a zip that keeps the bytes as they are."""
         if not copy.exists():  # a resumed run finds it whole
-            with (
-                tarfile.open(self.path, errors="replace") as tar,
-                replacing(copy) as part,
-                zipfile.ZipFile(part, "w") as out,
-            ):
+            tar = tarfile.open(self.path, errors="replace")
+            with tar, replacing(copy) as part, zipfile.ZipFile(part, "w") as out:
                 for member in tar:
                     info, whole = zipfile.ZipInfo(member.name), member.isreg()
                     info.external_attr = (stat.S_IFREG if whole else stat.S_IFLNK) << 16
@@ -119,11 +117,8 @@ class Folder:
     def open(self, scratch):
         """List the clips. `scratch` is a folder for the copy of a tar. Raises KwsError."""
         names = {PurePosixPath(name).parts: name for name in self._files(scratch)}
-        names = {
-            parts: name
-            for parts, name in names.items()
-            if parts and not any(p.startswith((".", "__MACOSX")) for p in parts)
-        }
+        hidden = {parts for parts in names if not parts or any(p.startswith((".", "__MACOSX")) for p in parts)}
+        names = {parts: name for parts, name in names.items() if parts not in hidden}
         if len({parts[0] for parts in names}) == 1 and any(len(parts) > 2 for parts in names):
             names = {parts[1:]: name for parts, name in names.items()}
         lists = {}
@@ -181,15 +176,8 @@ class SpeechCommandsArchive(Folder):
     def __init__(self, beside, words=None, url=URL, md5=MD5, sha256=SHA256):
         self.words, self.skipped, self.archive = words, [], True
         self.path = Path(beside) / url.rsplit("/", 1)[-1]
-        self.card = {
-            "name": "Speech Commands v0.02",
-            "source": "speech_commands",
-            "synthetic": False,
-            "licence": CC_BY,
-            "attribution": ATTRIBUTION,
-            "origin": url,
-            "source_checksum": {"md5": md5, "sha256": sha256},
-        }
+        checksum = {"md5": md5, "sha256": sha256}
+        self.card = source_card("Speech Commands v0.02", "speech_commands", CC_BY, ATTRIBUTION, url, checksum)
 
     def open(self, scratch):
         fetch(self.card["origin"], self.path, self.card["source_checksum"])
