@@ -185,9 +185,9 @@ BAD = {
         ([(np.full(RATE, 1000.0), 0)], r"data\[0\] cannot be used: .* far outside \[-1, 1\]"),
         ([(np.zeros(0), 0)], r"data\[0\] cannot be used: .* no samples"),
         ({"train": [row()], "test": [row()]}, "data is a dict of train, test; give one split"),
-        ((row() for _ in range(2)), "data is a generator; SpeechCommands takes a packed corpus"),
-        (None, "data is a NoneType"),
-        (3, "data is a int"),
+        ((row() for _ in range(2)), "data is of type generator; SpeechCommands takes a packed corpus"),
+        (None, "data is of type NoneType"),
+        (3, "data is of type int"),
         ([], "data is empty"),
         (torch.zeros(4, RATE), r"data\[0\] is not a clip"),
         ("nowhere/at/all", "corpus nowhere/at/all does not exist"),
@@ -200,5 +200,5 @@ def test_other_data_gets_one_sentence(data, match):
 
 
 def test_swapped_arguments():
-    with pytest.raises(KwsError, match="augment is a WaveToSpec, frontend a Augment"):
+    with pytest.raises(KwsError, match="augment is of type WaveToSpec, frontend of type Augment"):
         SpeechCommands([row()], WaveToSpec(), Augment())

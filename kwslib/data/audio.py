@@ -54,13 +54,11 @@ def to_mono(samples, name="the wave"):
         if not all(isinstance(x, Real) for x in samples):  # of recordings, perhaps, which no one may average
             raise Unreadable(f"{name} is a {type(samples).__name__} of other things than numbers; give one array")
     elif not hasattr(samples, "__array__"):
-        raise Unreadable(f"{name} is a {type(samples).__name__}; give the samples as an array or a tensor")
+        raise Unreadable(f"{name} is of type {type(samples).__name__}; give the samples as an array or a tensor")
     wave = np.asarray(samples)
     if wave.ndim not in (1, 2) or (wave.ndim == 2 and min(wave.shape) > CHANNELS):
-        raise Unreadable(
-            f"{name} has shape {wave.shape}; give one recording: (samples,), or (channels, samples) or "
-            f"(samples, channels) with at most {CHANNELS} channels"
-        )
+        shapes = f"(samples,), or (channels, samples) or (samples, channels) with at most {CHANNELS} channels"
+        raise Unreadable(f"{name} has shape {wave.shape}; give one recording: {shapes}")
     if not wave.size:
         raise Unreadable(f"{name} holds no samples; give a recording that is not empty")
     full_scale = {"int16": (0, 1 << 15), "int32": (0, 1 << 31), "uint8": (128, 128)}
@@ -91,7 +89,7 @@ def decode(source, seconds=None):
 
 
 def stream(source, seconds=None):
-    """The blocks of a minute that `decode` joins, one at a time, so that a long file needs little memory."""
+    """`decode`, a minute at a time, so that a long file needs little memory: yields float32 (n,). Raises Unreadable."""
     import soundfile
 
     try:
@@ -144,9 +142,8 @@ def check_rate(rate):
     if isinstance(rate, Real) and not isinstance(rate, bool) and RATES[0] <= rate <= RATES[1] and rate == int(rate):
         if np.gcd(int(rate), SAMPLE_RATE) >= 5:  # the filters of other rates take gigabytes
             return int(rate)
-    raise Unreadable(
-        f"sample_rate is {rate!r}; give a whole number of Hz from {RATES[0]:,} to {RATES[1]:,} that 5 or 8 divides"
-    )
+    remedy = f"give a whole number of Hz from {RATES[0]:,} to {RATES[1]:,} that 5 or 8 divides"
+    raise Unreadable(f"sample_rate is {rate!r}; {remedy}")
 
 
 def resample(wave, rate):

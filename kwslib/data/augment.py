@@ -91,9 +91,7 @@ class Augment:
     def __call__(self, waves, generator=None):
         """Draw and apply: (B, N) or (N,) float -> the same shape."""
         batch = waves[None] if waves.dim() == 1 else waves
-        if batch.dim() != 2:
-            raise KwsError(f"waves has shape {tuple(waves.shape)}; Augment takes (samples,) or (clips, samples)")
-        out, _ = self.apply(batch, self.draw(*batch.shape, generator))
+        out, _ = self.apply(batch, self.draw(len(batch), batch.shape[-1], generator))
         return out[0] if waves.dim() == 1 else out
 
 

@@ -90,12 +90,12 @@ class SpeechCommands(Dataset):
         if isinstance(data, Mapping):  # several splits, or a batch
             raise KwsError(f"data is a dict of {', '.join(map(str, data))}; give one split of it, a sequence of rows")
         if not isinstance(data, Split) and not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-            raise KwsError(f"data is a {type(data).__name__}; SpeechCommands takes {TAKES}")
+            raise KwsError(f"data is of type {type(data).__name__}; SpeechCommands takes {TAKES}")
         self.data, self.augment, self.frontend = data, augment, frontend
         self.labels = getattr(data, "labels", None)
         self.spec = frontend[0] if isinstance(frontend, torch.nn.Sequential) and len(frontend) else frontend
         if not (augment is None or hasattr(augment, "apply")) or not hasattr(self.spec, "frames"):
-            given = f"augment is a {type(augment).__name__}, frontend a {type(frontend).__name__}"
+            given = f"augment is of type {type(augment).__name__}, frontend of type {type(frontend).__name__}"
             raise KwsError(f"{given}; SpeechCommands takes (data, augment or None, a WaveToSpec)")
         if not len(self):
             raise KwsError("data is empty; give a clip at least")

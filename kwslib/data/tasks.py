@@ -49,10 +49,8 @@ def task_labels(corpus, task):
     words = [w for w in wanted if w not in (UNKNOWN, SILENCE)]
     missing = [w for w in words if w not in held]
     if missing or not words:
-        raise KwsError(
-            f"corpus {corpus.root} has no word {', '.join(missing) or '(none is asked for)'}; "
-            f"choose from: {', '.join(held)}"
-        )
+        lacking = ", ".join(missing) or "(none is asked for)"
+        raise KwsError(f"corpus {corpus.root} has no word {lacking}; choose from: {', '.join(held)}")
     words = words if isinstance(task, str) else sorted(set(words))
     return words + [label for label in (UNKNOWN, SILENCE) if label in wanted]
 
@@ -62,10 +60,8 @@ def noise_of(corpus, split):
     validation and one for testing, so that no noise is in two splits. Raises KwsError below 10 s."""
     tens = len(corpus.noise) // (10 * SAMPLE_RATE)
     if not tens:
-        raise KwsError(
-            f"corpus {corpus.root} has less than 10 s of background noise; add sound files to "
-            f"{NOISE}, or leave {SILENCE} out of the task and set background_snr to null"
-        )
+        remedy = f"add sound files to {NOISE}, or leave {SILENCE} out of the task and set background_snr to null"
+        raise KwsError(f"corpus {corpus.root} has less than 10 s of background noise; {remedy}")
     first, last = {"training": (0, 8), "validation": (8, 9), "testing": (9, 10)}[split]
     blocks = corpus.noise[: tens * 10 * SAMPLE_RATE].reshape(tens, 10 * SAMPLE_RATE)
     return blocks[:, first * SAMPLE_RATE : last * SAMPLE_RATE]
@@ -101,14 +97,12 @@ def select(corpus, task, split, seed=0):
     waves = np.empty((len(rows) + quiet, CLIP), np.int16)
     np.take(corpus.waves, rows, axis=0, out=waves[: len(rows)], mode="clip")  # other modes copy twice
     targets = [place.get(word, place.get(UNKNOWN)) for word in corpus.words[rows].tolist()]
-    targets += [place.get(SILENCE)] * quiet
+    targets = torch.tensor(targets + [place.get(SILENCE)] * quiet)
     paths = corpus.paths[rows].tolist()
     for i in range(len(rows), len(waves)):
         piece, start = rng.integers(len(noise)), rng.integers(noise.shape[1] - CLIP + 1)
         waves[i] = np.rint(noise[piece, start : start + CLIP] * rng.uniform())
         paths.append(f"{NOISE}/{split}-{piece}-{start}")
-    samples = np.concatenate([corpus.samples[rows], np.full(quiet, CLIP)])
+    samples = torch.from_numpy(np.concatenate([corpus.samples[rows], np.full(quiet, CLIP)]))
     speakers = np.concatenate([corpus.speakers[rows], np.full(quiet, SILENCE)])
-    return Split(
-        torch.from_numpy(waves), torch.tensor(targets), torch.from_numpy(samples), speakers, np.array(paths), labels
-    )
+    return Split(torch.from_numpy(waves), targets, samples, speakers, np.array(paths), labels)
