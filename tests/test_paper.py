@@ -254,7 +254,7 @@ def test_counts_in_claims_are_those_of_the_models_with_and_without_the_ssm(claim
     for name, entry in claims["models"].items():
         for classes, true in list(entry.get("true_parameters", {}).items())[:1]:
             with torch.device("meta"):  # shapes without memory
-                counts = {key: w.numel() for key, w in MODELS[name](n_classes=classes).named_parameters()}
+                counts = {key: w.numel() for key, w in MODELS[name].make(n_classes=classes).named_parameters()}
             assert sum(counts.values()) == true, name
             ssm = sum(n for key, n in counts.items() if any(w in key for w in ("x_proj", "dt_proj", "A_log")))
             assert entry.get("without_ssm", true - ssm) == true - ssm, name

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kwslib.models.layers import masked_mean, valid_mask
+from kwslib.models.registry import register
 
 
 class SubSpectralNorm(nn.Module):
@@ -50,8 +51,11 @@ class BCResBlock(nn.Module):
         return F.relu(z if self.transition else z + x)
 
 
+@register("bc_resnet_1", features="mel", label="BC-ResNet-1", short="BC-1")
+@register("bc_resnet_3", features="mel", label="BC-ResNet-3", short="BC-3", tau=3)
+@register("bc_resnet_8", features="mel", label="BC-ResNet-8", short="BC-8", tau=8)
 class BCResNet(nn.Module):
-    """BC-ResNet-τ (Kim et al. 2021, table 1): 9.2K parameters at τ = 1 and 321K at τ = 8, with 12 classes. 40 mel bands."""
+    """BC-ResNet-τ (Kim et al. 2021, table 1): with 12 classes 9.2K parameters at τ = 1, 321K at τ = 8. 40 mel bands."""
 
     def __init__(self, n_classes=35, tau=1):
         super().__init__()

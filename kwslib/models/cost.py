@@ -5,28 +5,54 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from kwslib.io import KwsError
+
+_COUNTERS = {}  # kind of module: function of module, input, output
+
 
 def count_parameters(model):
     """Every parameter, the ones inside the scan included: what the paper's count leaves out."""
     return sum(p.numel() for p in model.parameters())
 
 
-def count_macs(model, inputs):
-    """Multiply-accumulates of one forward of `inputs` (1, T, F): every Linear and convolution, and what else multiplies.
+def macs_of(*kinds):
+    """Decorate a function (module, input, output) -> multiply-accumulates that are not those of layers inside it.
 
-    A module whose work is not in such layers says it in `own_macs(frames)`: the scan, retention, attention.
-    PyTorch's FlopCounterMode gives the same for matrix products, and takes seconds to import.
+    Every kind of module that has parameters of its own needs one, as does what multiplies activations with each
+    other. It stands below the module it describes.
+    """
+
+    def add(count):
+        _COUNTERS.update(dict.fromkeys(kinds, count))
+        return count
+
+    return add
+
+
+@macs_of(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def _(layer, x, y):
+    return y.numel() * layer.weight[0].numel()
+
+
+@macs_of(nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.Embedding)
+def _(layer, x, y):
+    return 0  # by convention: element by element, or a look-up
+
+
+def count_macs(model, inputs):
+    """Multiply-accumulates of one forward pass of `inputs` (1, T, F), in evaluation mode.
+
+    Raises KwsError for a layer that has parameters and that nothing is known of. PyTorch's FlopCounterMode gives the
+    same for matrix products, and takes seconds to import.
     """
     total = 0
 
-    def count(module, args, out):
+    def add(module, args, out):
         nonlocal total
-        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-            total += out.numel() * module.weight[0].numel()
-        elif hasattr(module, "own_macs"):
-            total += len(args[0]) * module.own_macs(args[0].shape[1])
+        total += counters[module](module, args[0], out)
 
-    hooks, training = [m.register_forward_hook(count) for m in model.modules()], model.training
+    counters = {module: counter for module in model.modules() if (counter := _counter(module))}
+    hooks, training = [module.register_forward_hook(add) for module in counters], model.training
     try:
         with torch.no_grad():
             model.eval()(inputs, None)
@@ -35,3 +61,12 @@ def count_macs(model, inputs):
         for hook in hooks:
             hook.remove()
     return total
+
+
+def _counter(module):
+    """The function that counts for `module`; None where the layers inside it say all."""
+    kind = type(module)
+    counter = next((_COUNTERS[k] for k in kind.__mro__ if k in _COUNTERS), None)
+    if counter is None and next(module.parameters(recurse=False), None) is not None:
+        raise KwsError(f"layer {kind.__name__} has parameters, but no count of its work; give it one with `macs_of`")
+    return counter

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from kwslib.models.layers import masked_mean, valid_mask
+from kwslib.models.registry import register
 
 
+@register("ds_cnn", features="mfcc", label="DS-CNN-L", short="DS-CNN")
 class DSCNN(nn.Module):
     """DS-CNN Large (Zhang et al. 2017, "Hello Edge", table 8): 276 channels; 10 MFCC of 40 ms every 20 ms.
 

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from kwslib.models.layers import masked_mean, valid_mask
+from kwslib.models.registry import register
 
 
+@register("keyword_cnn", features="mel", label="KeywordCNN", short="CNN")
 class KeywordCNN(nn.Module):
     """Three plain convolutions and a mean: the floor that a sequence model has to beat."""
 

@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kwslib.models.cost import macs_of
+from kwslib.models.registry import register
 
+
+@register("kwt_1", features="mfcc", label="KWT-1")
 class KWT(nn.Module):
     """Keyword Transformer 1 (Berg et al. 2021, table 1): d 64, 12 post-norm layers, one head, a class token.
 
@@ -53,5 +57,12 @@ class TransformerBlock(nn.Module):
         x = self.norm1(x + self.out(y))
         return self.norm2(x + self.mlp(x))
 
-    def own_macs(self, frames):
-        return 2 * frames**2 * self.out.in_features  # q kᵀ, and the weights with v
+
+@macs_of(TransformerBlock)
+def _(block, x, y):
+    return 2 * len(x) * x.shape[1] ** 2 * block.out.in_features  # q kᵀ, and the weights with v
+
+
+@macs_of(KWT)
+def _(model, x, y):
+    return 0  # its own parameters, the class token and the positions, are added

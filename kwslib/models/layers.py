@@ -33,20 +33,12 @@ class ConvFrontEnd(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList()
         for c_in, c_out in ((1, 32), (32, 64)):
-            self.stages.append(
-                nn.ModuleList(
-                    [
-                        nn.Conv2d(c_in, c_out, 3, padding=1),
-                        nn.BatchNorm2d(c_out),
-                        nn.Conv2d(c_out, c_out, 3, padding=1),
-                        nn.BatchNorm2d(c_out),
-                    ]
-                )
-            )
+            first, second = nn.Conv2d(c_in, c_out, 3, padding=1), nn.Conv2d(c_out, c_out, 3, padding=1)
+            self.stages.append(nn.ModuleList([first, nn.BatchNorm2d(c_out), second, nn.BatchNorm2d(c_out)]))
         self.project = nn.Sequential(
             nn.Linear(64 * (n_features // 4), d_model), nn.LayerNorm(d_model), nn.SiLU(), nn.Dropout(0.1)
         )
-        self.stages.to(memory_format=torch.channels_last)  # kernels so stored make the activations so, too
+        self.stages.to(memory_format=torch.channels_last)  # and so the activations
 
     def forward(self, x, lengths):
         mask = None if lengths is None else valid_mask(x, lengths)[:, None]  # (B, 1, T, 1)
@@ -62,7 +54,7 @@ class ConvFrontEnd(nn.Module):
 
 
 class StridedFrontEnd(nn.Module):
-    """Log-mel (B, T, F) -> (B, ceil(T / 4), d) at a twentieth of ConvFrontEnd's work: strides, not pooling, from the start."""
+    """Log-mel (B, T, F) -> (B, ceil(T / 4), d): strides, not pooling, at a twentieth of ConvFrontEnd's work."""
 
     def __init__(self, d_model, n_features=64, widths=(16, 32, 64), kernels=(5, 3, 3), strides=(2, 1, 2)):
         super().__init__()

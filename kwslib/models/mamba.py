@@ -16,16 +16,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kwslib.scan import selective_scan
+from kwslib.io import KwsError
+from kwslib.models.cost import macs_of
+from kwslib.scan import BACKENDS, selective_scan
 
 
 class Mamba(nn.Module):
-    """Selective state-space mixer: (b, l, d_model) -> (b, l, d_model), causal, cost linear in l."""
+    """Selective state-space mixer: (b, l, d_model) -> (b, l, d_model), causal, cost linear in l.
+
+    scan_backend: a name in `kwslib.scan.BACKENDS`, or None for the one in use.
+    """
 
     def __init__(
-        self, d_model, d_state=16, d_conv=4, expand=2, dt_rank="auto", dt_min=0.001, dt_max=0.1, dt_init_floor=1e-4
-    ):
+        self, d_model, d_state=16, d_conv=4, expand=2, dt_rank="auto", dt_min=0.001, dt_max=0.1, dt_init_floor=1e-4,
+        scan_backend=None,
+    ):  # fmt: skip
         super().__init__()
+        if scan_backend is not None and scan_backend not in BACKENDS:
+            raise KwsError(f"scan_backend {scan_backend!r} is not known; choose one of {', '.join(BACKENDS)}")
+        self.scan_backend = scan_backend
         self.d_state, self.d_conv, self.d_inner = d_state, d_conv, expand * d_model
         self.dt_rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
@@ -57,27 +66,14 @@ class Mamba(nn.Module):
         u = F.silu(u)
         dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = F.linear(dt, self.dt_proj.weight)  # its bias goes into the scan, before the softplus
+        A, bias = -torch.exp(self.A_log.float()), self.dt_proj.bias.float()
         y = selective_scan(
-            u,
-            delta,
-            -torch.exp(self.A_log.float()),
-            B,
-            C,
-            self.D.float(),
-            z=z,
-            delta_bias=self.dt_proj.bias.float(),
-            delta_softplus=True,
-            layout="bld",
-            initial_state=h,
-            return_last_state=return_state,
-        )
+            u, delta, A, B, C, self.D.float(), z, bias, delta_softplus=True, layout="bld",
+            initial_state=h, return_last_state=return_state, backend=self.scan_backend,
+        )  # fmt: skip
         if return_state:
             return self.out_proj(y[0]), (past, y[1])
         return self.out_proj(y)
-
-    def own_macs(self, frames):
-        """What is not a layer of its own: convolution, dt_proj, and the scan's Δ·A, decay, input and read-out."""
-        return frames * self.d_inner * (self.d_conv + self.dt_rank + 4 * self.d_state)
 
     def step(self, x, state=None):
         """One frame (b, d_model) and the carried state -> (y (b, d_model), state): constant time and memory a frame.
@@ -88,7 +84,7 @@ class Mamba(nn.Module):
         return y[:, 0], state
 
     def convolve(self, u, past=None):
-        """Depthwise causal convolution over time, (b, l, d) -> (b, l, d), as d_conv shifted products, and the last inputs.
+        """Depthwise causal convolution over time as d_conv shifted products: (b, l, d) -> (b, l, d), last inputs.
 
         At a kernel of four this beats conv1d on a CPU and needs no transpose to (b, d, l). past: the inputs
         before, (b, d_conv - 1, d), or None for zeros.
@@ -102,13 +98,19 @@ class Mamba(nn.Module):
         return y, padded[:, length:]
 
 
-class MambaBlock(nn.Module):
-    """Pre-norm residual block: x + dropout(mixer(LayerNorm(x)))."""
+@macs_of(Mamba)
+def _(mixer, x, y):
+    """What is not a layer of its own: convolution, dt_proj, and the scan's Δ·A, decay, input and read-out."""
+    return x.shape[0] * x.shape[1] * mixer.d_inner * (mixer.d_conv + mixer.dt_rank + 4 * mixer.d_state)
 
-    def __init__(self, d_model, dropout):
+
+class MambaBlock(nn.Module):
+    """Pre-norm residual block: x + dropout(mixer(LayerNorm(x))); `mixer` holds keyword arguments of Mamba."""
+
+    def __init__(self, d_model, dropout, **mixer):
         super().__init__()
         self.norm = nn.LayerNorm(d_model)
-        self.mixer = Mamba(d_model)
+        self.mixer = Mamba(d_model, **mixer)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, state=None, return_state=False):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from kwslib.models.layers import masked_mean, valid_mask
+from kwslib.models.registry import register
 
 
 class MatchboxBlock(nn.Module):
@@ -36,6 +37,7 @@ class MatchboxBlock(nn.Module):
         return self.dropout(F.relu(y if self.residual is None else y + self.residual(x)))
 
 
+@register("matchboxnet", features="mfcc", label="MatchboxNet-3×2×64", short="MatchboxNet")
 class MatchboxNet(nn.Module):
     """MatchboxNet-3×2×64 (Majumdar & Ginsburg 2020, table 1): 93K parameters with 35 classes. 64 MFCC."""
 

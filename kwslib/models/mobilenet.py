@@ -5,15 +5,22 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from kwslib.models.registry import register
 
+
+@register("mobilenet_v2_075", features="mel", label="MobileNetV2 0.75")
+@register("mobilenet_v2_035", features="mel", label="MobileNetV2 0.35", width=0.35)
 class MobileNetV2KWS(nn.Module):
-    """torchvision's MobileNetV2 on a one-channel image, (B, T, F) or (B, 1, F, T) as `collate_image` gives it."""
+    """torchvision's MobileNetV2 on a one-channel image, (B, T, F) or (B, 1, F, T) as `collate_image` gives it.
 
-    def __init__(self, n_classes=35, width=0.75):
+    Of width 0.75 (trained for the paper, 1,399,827 parameters at 35 classes) or 0.35 (440,675).
+    """
+
+    def __init__(self, n_classes=35, width=0.75, dropout=0.2):
         super().__init__()
         from torchvision.models import mobilenet_v2  # lazily: the Mamba models run without torchvision
 
-        self.net = mobilenet_v2(num_classes=n_classes, width_mult=width, dropout=0.2)
+        self.net = mobilenet_v2(num_classes=n_classes, width_mult=width, dropout=dropout)
         stem = self.net.features[0][0]
         self.net.features[0][0] = nn.Conv2d(1, stem.out_channels, 3, stride=2, padding=1, bias=False)
 
@@ -22,6 +29,4 @@ class MobileNetV2KWS(nn.Module):
         return self.net(image.contiguous(memory_format=torch.channels_last))
 
 
-def mobilenet_v2_kws(n_classes=35, width=0.75):
-    """MobileNetV2 of width 0.75 (trained for the paper, 1,399,827 parameters at 35 classes) or 0.35 (440,675)."""
-    return MobileNetV2KWS(n_classes, width)
+mobilenet_v2_kws = MobileNetV2KWS  # its name in the paper's package

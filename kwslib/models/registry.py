@@ -3,54 +3,73 @@
 from __future__ import annotations
 
 import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from kwslib.io import KwsError
-from kwslib.models.bc_resnet import BCResNet
-from kwslib.models.ds_cnn import DSCNN
-from kwslib.models.keyword_cnn import KeywordCNN
-from kwslib.models.kwt import KWT
-from kwslib.models.matchboxnet import MatchboxNet
-from kwslib.models.mobilenet import mobilenet_v2_kws
-from kwslib.models.retnet import RetNetKWS
-from kwslib.models.spotters import (
-    mamba_light,
-    mamba_mel_large,
-    mamba_mel_medium,
-    mamba_mel_small,
-    mamba_mfcc_large,
-    mamba_mfcc_medium,
-    mamba_mfcc_small,
-)
 
-MODELS = {
-    "mamba_mel_small": mamba_mel_small,
-    "mamba_mel_medium": mamba_mel_medium,
-    "mamba_mel_large": mamba_mel_large,
-    "mamba_mfcc_small": mamba_mfcc_small,
-    "mamba_mfcc_medium": mamba_mfcc_medium,
-    "mamba_mfcc_large": mamba_mfcc_large,
-    "retnet": RetNetKWS,
-    "mobilenet_v2_075": mobilenet_v2_kws,
-    "mobilenet_v2_035": lambda n_classes=35: mobilenet_v2_kws(n_classes, 0.35),
-    "keyword_cnn": KeywordCNN,
-    "kwt_1": KWT,
-    "bc_resnet_1": BCResNet,
-    "bc_resnet_3": functools.partial(BCResNet, tau=3),
-    "bc_resnet_8": functools.partial(BCResNet, tau=8),
-    "matchboxnet": MatchboxNet,
-    "ds_cnn": DSCNN,
-    "mamba_light": mamba_light,
-}
-FEATURES = {"kwt_1": "mfcc", "matchboxnet": "mfcc", "ds_cnn": "mfcc", **{n: "mfcc" for n in MODELS if "mfcc" in n}}
+MODELS = {}  # name: Model, filled by `register`
 
 
-def build(name, n_classes=35):
-    """Model `name` of MODELS with fresh weights. Raises KwsError for an unknown name."""
+@dataclass(frozen=True)
+class Model:
+    """make(n_classes=35, **options) builds it with fresh weights; features: "mel" or "mfcc", what it reads; label and
+    short: its name in tables and figures; options: what `make` takes beside n_classes, with its defaults."""
+
+    make: Callable
+    features: str
+    label: str
+    short: str
+    options: dict
+
+
+def register(name, *, features, label, short=None, passes_to=None, **defaults):
+    """Decorate a class or function (n_classes=35, option=…) to be model `name`; several names may share one.
+
+    defaults: options in which this model differs from the signature. passes_to: the class whose keyword arguments
+    are options, too, where the function takes them as `**more`.
+    """
+
+    def add(make):
+        if name in MODELS:
+            raise KwsError(f"model {name!r} is registered twice; give one of the two another name")
+        options = _defaults(make) | (_defaults(passes_to) if passes_to else {}) | defaults
+        options.pop("n_classes", None)
+        made = functools.partial(make, **defaults) if defaults else make
+        MODELS[name] = Model(made, features, label, short or label, options)
+        return make
+
+    return add
+
+
+def _defaults(make):
+    """The parameters of `make` that have a default, with it."""
+    return {k: p.default for k, p in inspect.signature(make).parameters.items() if p.default is not p.empty}
+
+
+def build(name, n_classes=35, **options):
+    """Model `name` of MODELS with fresh weights; options such as d_model override its own.
+
+    Raises KwsError for an unknown name or option, and for values that no model can be built with.
+    """
     if name not in MODELS:
         raise KwsError(f"model {name!r} is unknown; it must be one of {', '.join(MODELS)}")
-    return MODELS[name](n_classes=n_classes)
+    model = MODELS[name]
+    if unknown := [k for k in options if k not in model.options]:
+        allowed = f"its options are {', '.join(model.options)}" if model.options else "it has none"
+        raise KwsError(f"model {name!r} has no option {unknown[0]!r}; {allowed}")
+    try:
+        return model.make(n_classes=n_classes, **options)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        if not options:
+            raise
+        values = ", ".join(f"{k}={v!r}" for k, v in options.items())
+        raise KwsError(f"model {name!r} cannot be built with {values}: {error}") from error
 
 
 def features_of(name):
     """Kind of features, "mel" or "mfcc", that model `name` reads."""
-    return FEATURES.get(name, "mel")
+    if name not in MODELS:
+        raise KwsError(f"model {name!r} is unknown; it must be one of {', '.join(MODELS)}")
+    return MODELS[name].features

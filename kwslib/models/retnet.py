@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kwslib.models.cost import macs_of
 from kwslib.models.layers import ConvFrontEnd, Head, SequenceKWS
+from kwslib.models.registry import register
 
 
 class FrameGroupNorm(nn.GroupNorm):
@@ -54,15 +56,18 @@ class Retention(nn.Module):
         decay = (age * self.log_gamma[:, None, None]).exp().tril()  # (heads, T, T)
         return self.finish(x, (q @ k.transpose(-1, -2) * decay) @ v)
 
-    def own_macs(self, frames):
-        return frames**2 * (self.q.out_features + self.v.out_features)  # q kᵀ, and the decayed scores with v
-
     def step(self, x, state=None):
         """One frame x (B, 1, d) and the carried state (B, heads, d / heads, 2 d / heads) -> (y, state)."""
         q, k, v = self.heads(x)
         update = k.transpose(-1, -2) @ v
         state = update if state is None else state * self.log_gamma.exp()[:, None, None] + update
         return self.finish(x, q @ state), state
+
+
+@macs_of(Retention)
+def _(layer, x, y):
+    """q kᵀ, and the decayed scores with v."""
+    return len(x) * x.shape[1] ** 2 * (layer.q.out_features + layer.v.out_features)
 
 
 class RetNetBlock(nn.Module):
@@ -87,6 +92,7 @@ class RetNetBlock(nn.Module):
         return x + self.ffn(self.norm2(x)), state
 
 
+@register("retnet", features="mel", label="RetNet-KWS", short="RetNet")
 class RetNetKWS(SequenceKWS):
     """RetNet-KWS: the Mel front-end, 6 retention blocks with 8 heads; 1,626,692 parameters at 36 classes."""
 
