@@ -26,19 +26,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from kwslib.scan.cpu_math import (
-    LOG2E,
-    ONE,
-    STRICT,
-    WIDTH,
-    ZERO,
-    finish_back,
-    prepare,
-    sigmoid,
-    step,
-    step_back,
-    step_kept,
-)
+from kwslib.scan.cpu_math import LOG2E, ONE, STRICT, WIDTH, finish_back, prepare, sigmoid, step, step_back, step_kept
 
 CHUNK = 32  # steps between two kept states
 
@@ -178,8 +166,7 @@ def forward_task(work, task):
                 _load_step(x, work.u, clip, t, c, width)
                 _load_step(raw, work.delta, clip, t, c, width)
                 prepare(x, raw, dt, du, out, skip, shift, softplus)
-                Bt = _state_row(work.B, clip, t, state)
-                Ct = _state_row(work.C, clip, t, state)
+                Bt, Ct = _state_row(work.B, clip, t, state), _state_row(work.C, clip, t, state)
                 for n in range(state):
                     step(h[n], decay[n], dt, du, Bt[n], Ct[n], out)
                 if work.z.address != 0:
@@ -216,7 +203,7 @@ def backward_task(work, task):
         _load_states(decay, work.A, c * state, width, state, LOG2E)
         _load(skip, work.D, c, width)
         _load(shift, work.bias, c, width)
-        sum_skip[:], sum_shift[:], slope[:, :] = ZERO, ZERO, ZERO
+        sum_skip[:], sum_shift[:], slope[:, :] = 0, 0, 0
         for clip in range(first_clip, end_clip):
             _load_states(dh, work.grad_last, (clip * channels + c) * state, width, state, ONE)
             chunks = (length - 1) // CHUNK
@@ -236,8 +223,7 @@ def backward_task(work, task):
                     _load_step(raw, work.delta, clip, t, c, width)
                     _load(g, work.grad_y, here, width)
                     prepare(x, raw, dt, du, out, skip, shift, softplus)
-                    Bt = _state_row(work.B, clip, t, state)
-                    Ct = _state_row(work.C, clip, t, state)
+                    Bt, Ct = _state_row(work.B, clip, t, state), _state_row(work.C, clip, t, state)
                     for n in range(state):
                         i = k * state + n
                         step_kept(h[i], h[i + state], a[i], decay[n], dt, du, Bt[n], Ct[n], out)
@@ -254,9 +240,8 @@ def backward_task(work, task):
                     x, raw, dt, g = inputs[4 * k], inputs[4 * k + 1], inputs[4 * k + 2], inputs[4 * k + 3]
                     for j in range(WIDTH):
                         du[j] = dt[j] * x[j]
-                    ddu[:], ddelta[:] = ZERO, ZERO
-                    Bt = _state_row(work.B, clip, t, state)
-                    Ct = _state_row(work.C, clip, t, state)
+                    ddu[:], ddelta[:] = 0, 0
+                    Bt, Ct = _state_row(work.B, clip, t, state), _state_row(work.C, clip, t, state)
                     row = (((task % work.block_parts) * work.batch + clip) * length + t) * state
                     dBt, dCt = _row(work.dB, row, state), _row(work.dC, row, state)
                     for n in range(state):

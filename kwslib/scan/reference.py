@@ -182,21 +182,17 @@ def _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, layout):
             f"selective_scan needs u of shape {names} and A of shape (channels, state); "
             f"got {tuple(u.shape)} and {tuple(A.shape)}"
         )
-    (batch, channels, length) = u.shape if layout == "bdl" else (u.shape[0], u.shape[2], u.shape[1])
-    state = A.shape[1]
+    (batch, length, channels), state = u.shape, A.shape[1]
+    if layout == "bdl":
+        length, channels = channels, length
     if length < 1 or channels < 1 or state < 1:
         raise ValueError(f"selective_scan needs a step, a channel and a state; got u {tuple(u.shape)} {names}")
     wide = (batch, state, length) if layout == "bdl" else (batch, length, state)
     wanted = (
-        ("delta", delta, u.shape),
-        ("A", A, (channels, state)),
-        ("B", B, wide),
-        ("C", C, wide),
-        ("D", D, (channels,)),
-        ("z", z, u.shape),
-        ("delta_bias", delta_bias, (channels,)),
+        ("delta", delta, u.shape), ("z", z, u.shape), ("A", A, (channels, state)), ("B", B, wide), ("C", C, wide),
+        ("D", D, (channels,)), ("delta_bias", delta_bias, (channels,)),
         ("initial_state", initial_state, (batch, channels, state)),
-    )
+    )  # fmt: skip
     for name, tensor, shape in wanted:
         if tensor is not None and tensor.shape != shape:
             raise ValueError(
