@@ -125,7 +125,7 @@ def load_model(path, device="cpu", kind=TrainedModel):
     weights, card = read_checkpoint(path)
     if card["model"] not in MODELS:
         raise KwsError(f"checkpoint {path} is of model {card['model']!r}, which this version of kwslib lacks")
-    model = build(card["model"], len(card["labels"]))
+    model = build(card["model"], len(card["labels"]), **card.get("recipe", {}).get("model_options", {}))
     expected = model.state_dict()
     wrong = {k for k in weights.keys() & expected.keys() if weights[k].shape != expected[k].shape}
     wrong |= weights.keys() ^ expected.keys()

@@ -1,27 +1,134 @@
-"""Name the keyword in sound files:  python -m kwslib.predict CHECKPOINT FILE…"""
+"""The command line: `kws pack | train | test | predict | bench`, each also a module, as in `python -m kwslib.train`."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import json
+import sys
 
-from kwslib.io import cli
-from kwslib.spotter import load
+from kwslib.io import KwsError, cli
+
+RECORDINGS = "recordings: wav, flac, ogg or mp3, at any rate, of any length"
+CHECKPOINT = "checkpoint file, the folder that holds model.safetensors, or a pretrained name such as mamba_light"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", help="checkpoint file, or the folder that holds model.safetensors")
-    parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="recordings: wav, flac, ogg or mp3, any rate, any length"
+def parser_of(name, description, **options):
+    return argparse.ArgumentParser(f"kws {name}", description=description, allow_abbrev=False, **options)
+
+
+def pack(argv=None):
+    """Pack recordings, or synthetic speech, into a corpus."""
+    from kwslib.data import corpus
+
+    parser = parser_of("pack", pack.__doc__)
+    parser.add_argument("source", help="synthetic, speech_commands, or a folder, zip or tar with one folder a word")
+    parser.add_argument("out", help="folder of the packed corpus")
+    parser.add_argument("--words", type=lambda text: text.split(","), help="only these, with commas between")
+    parser.add_argument("--strict", action="store_true", help="refuse unreadable clips instead of skipping them")
+    parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
+    parser.add_argument("--seed", type=int, default=0, help="of synthetic speech (default 0)")
+    parser.add_argument("--speakers", type=int, nargs=3, metavar="N", help="synthetic: how many for each split")
+    parser.add_argument("--snr", type=float, nargs=2, metavar="DB", help="synthetic: range of the SNR")
+    arguments = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
+    card = corpus.pack(**arguments).card
+    print(f"{card['name']}, licence: {card['licence']}")
+    for split in corpus.SPLITS:
+        print(f"  {split:10} {card['clips'][split]:6} clips, {card['speakers'][split]} speakers")
+    print(
+        f"  {len(card['words'])} words; {card['noise_seconds']} s of noise; {card['short']} clips short, "
+        f"{card['clipped']} clipped, {card['silent']} silent; {len(card['skipped'])} files skipped"
     )
+
+
+def train_parser():
+    """The parser of `kws train`: every key of Config is an option, with its meaning and default."""
+    from kwslib.training.config import Config
+
+    parser = parser_of("train", train.__doc__, epilog="A value is YAML: null, 5e-4, [0, 30]. Lists may also be written "
+                       "without brackets: --task yes no _unknown_.")  # fmt: skip
+    parser.add_argument("--config", help="recipe: a file, or the name of one that comes with kwslib")
+    for key, field in Config.model_fields.items():
+        default = field.default if isinstance(field.default, str) else json.dumps(field.default)  # JSON is YAML
+        text = f"{field.description} (default: {default})".replace("%", "%%")
+        parser.add_argument(f"--{key.replace('_', '-')}", nargs="+", metavar="VALUE", help=text)
+    return parser
+
+
+def train(argv=None):
+    """Train a model. A run that was stopped continues when the same command is given again."""
+    from kwslib.training import train as run
+    from kwslib.training.config import load_config, parse_yaml
+    from kwslib.training.device import leave
+
+    parser = train_parser()
+    argv = sys.argv[1:] if argv is None else argv
+    options = [a.replace("_", "-") if a.startswith("--") and "=" not in a else a for a in argv]
+    given, unknown = parser.parse_known_args(options)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], [o for a in parser._actions for o in a.option_strings], 1)
+        hint = f"did you mean {close[0]}?" if close else "kws train --help lists all"
+        raise KwsError(f"{unknown[0]!r} is not an option; {hint}")
+    values = {k: v for k, v in vars(given).items() if v is not None}
+    name = values.pop("config", None)
+    values = {k: parse_yaml(v[0]) if len(v) == 1 else [parse_yaml(item) for item in v] for k, v in values.items()}
+    run(load_config(name, **values))
+    leave()
+
+
+def test(argv=None):
+    """Read the test split, once, with a finished checkpoint, and write the result files."""
+    from kwslib.evaluation import evaluate
+
+    parser = parser_of("test", test.__doc__)
+    parser.add_argument("checkpoint", help=CHECKPOINT)
+    parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
+    parser.add_argument("--out", required=True, help="results folder, such as results/subset")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
+    a = parser.parse_args(argv)
+    result = evaluate(a.checkpoint, a.corpus, a.out, device=a.device)
+    t = result["test"]
+    low, high = t["interval"]
+    found = f"test accuracy {t['accuracy']:.2%}, 95 % interval {low:.2%} to {high:.2%}"
+    print(f"{result['model']}: {found}, n = {t['n']} clips of {t['speakers']} speakers")
+
+
+def predict(argv=None):
+    """Name the keyword in recordings."""
+    from kwslib.spotter import load
+
+    parser = parser_of("predict", predict.__doc__)
+    parser.add_argument("checkpoint", help=CHECKPOINT)
+    parser.add_argument("files", nargs="+", metavar="FILE", help=RECORDINGS)
     parser.add_argument("--top", type=int, default=3, help="how many labels to print (default 3)")
-    a = parser.parse_args()
-    spotter = load(a.checkpoint)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
+    a = parser.parse_args(argv)
+    spotter = load(a.checkpoint, a.device)
     for file in a.files:
         answers = "  ".join(f"{label} {p:.1%}" for label, p in spotter.predict(file)[: a.top])
         print(f"{file}: {answers}")
-    return 0
 
 
-if __name__ == "__main__":
-    cli(main)
+def bench(argv=None):
+    """Time models: latency, throughput and memory."""
+    from kwslib.benchmark import main as run
+
+    run(argv)
+
+
+COMMANDS = {"pack": pack, "train": train, "test": test, "predict": predict, "bench": bench}
+
+
+def command(argv):
+    """Run `kws argv…`."""
+    listed = "\n".join(f"  {name:8} {run.__doc__}" for name, run in COMMANDS.items())
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: kws COMMAND …\n\nKeyword spotting with Mamba.\n\n{listed}\n\nkws COMMAND --help says more.")
+        return 0
+    if argv[0] not in COMMANDS:
+        raise KwsError(f"{argv[0]!r} is not a command of kws; choose one of {', '.join(COMMANDS)}")
+    return COMMANDS[argv[0]](argv[1:])
+
+
+def main():
+    cli(lambda: command(sys.argv[1:]))

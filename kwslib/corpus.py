@@ -1,7 +1,7 @@
-"""`python -m kwslib.corpus`: pack a corpus."""
+"""`python -m kwslib.corpus …` is `kws pack …`."""
 
-from kwslib.data.corpus import main
+from kwslib.cli import pack
 from kwslib.io import cli
 
 if __name__ == "__main__":
-    cli(main)
+    cli(pack)

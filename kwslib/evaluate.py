@@ -1,7 +1,7 @@
-"""`python -m kwslib.evaluate`: read the test split with a trained model."""
+"""`python -m kwslib.evaluate …` is `kws test …`."""
 
-from kwslib.evaluation import main
+from kwslib.cli import test
 from kwslib.io import cli
 
 if __name__ == "__main__":
-    cli(main)
+    cli(test)

@@ -1,47 +1,46 @@
 """Read the test split, once, with the selected checkpoint, and write the run's result file.
 
-    python -m kwslib.evaluate checkpoints/subset/mamba_mel_small-0 --corpus data/subset --out results/subset
+    kws test checkpoints/subset/mamba_mel_small-0 --corpus data/subset --out results/subset
 
 Nothing before this file touches the test split: training selects on validation.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from kwslib.checkpoint import find_checkpoint, load_model
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import select
-from kwslib.io import CLIP, KwsError, cli, replacing, write_json
-from kwslib.machine import machine
+from kwslib.io import CLIP, KwsError, replacing, write_json
 from kwslib.metrics import accuracy, report
 from kwslib.models.cost import count_macs, count_parameters
-from kwslib.spotter import load
 
 COMMON = 700  # training clips from which on a word counts as common
 
 
-def test(checkpoint, corpus, results, profile=None, device="cpu"):
+def evaluate(checkpoint, corpus, results, profile=None, device="cpu"):
     """Evaluate `checkpoint` on the testing split of `corpus`; write `<results>/runs/<model>-<seed>.json`.
 
-    Its headline goes to `<results>/metrics/`, the history beside the checkpoint to `<results>/history/`. Returns the
-    result (see README, "Results"). Raises KwsError where the training is not finished, or the labels are not the corpus's.
+    Its headline goes to `<results>/metrics/`, the history beside the checkpoint to `<results>/history/`: these are the
+    same on every run. What depends on the machine and the moment goes to `<results>/timing/`. Returns the result (see
+    docs/extending.md). Raises KwsError where the training is not finished, or the labels are not the corpus's.
     """
-    spotter, corpus, results = load(checkpoint, device), load_corpus(corpus), Path(results)
+    spotter, corpus, results = load_model(checkpoint, device), load_corpus(corpus), Path(results)
     card = spotter.card
     if not card.get("finished"):
         raise KwsError(
             f"checkpoint {checkpoint} is of a training that stopped after epoch {card['training']['epochs']}; "
-            "the test split is for finished ones: run the same training command again, which goes on from there"
+            "the test split is for finished ones: run the same training command again, which continues from there"
         )
     split = select(corpus, card["recipe"]["task"], "testing", card["recipe"]["seed"])
     if split.labels != spotter.labels:
         raise KwsError(
-            f"checkpoint {checkpoint} tells {', '.join(spotter.labels)} apart, corpus {corpus.root} holds "
+            f"checkpoint {checkpoint} knows {', '.join(spotter.labels)}, corpus {corpus.root} holds "
             f"{', '.join(split.labels)}; evaluate it on the corpus and task that it was trained for"
         )
     predictions = spotter.all_logits(split.waves, split.samples).argmax(1).numpy()
@@ -62,15 +61,14 @@ def test(checkpoint, corpus, results, profile=None, device="cpu"):
         "test": report(targets, predictions, split.speakers, spotter.labels),
         "test_common": common_words(corpus, split, predictions),
         "training": card["training"],
-        "machine": machine(),
     }
-    write_json(results / "runs" / f"{card['model']}-{seed}.json", result)
-    write_json(results / "metrics" / f"{card['model']}-{seed}.json", headline(result))
-    history = Path(checkpoint)
-    history = (history if history.is_dir() else history.parent) / "history.csv"
-    if history.exists():
-        with replacing(results / "history" / f"{card['model']}-{seed}.csv") as scratch:
-            shutil.copyfile(history, scratch)
+    name, beside = f"{card['model']}-{seed}", find_checkpoint(checkpoint).parent
+    write_json(results / "runs" / f"{name}.json", result)
+    write_json(results / "metrics" / f"{name}.json", headline(result))
+    for found, copy in (("history.csv", f"history/{name}.csv"), ("timing.json", f"timing/{name}.json")):
+        if (beside / found).exists():
+            with replacing(results / copy) as scratch:
+                shutil.copyfile(beside / found, scratch)
     return result
 
 
@@ -84,7 +82,6 @@ def headline(result):
         "macro_f1": test["macro_f1"],
         "validation_accuracy": result["validation"]["accuracy"],
         "parameters": result["parameters"],
-        "training_seconds": result["training"]["seconds"],
     }
 
 
@@ -100,23 +97,3 @@ def common_words(corpus, split, predictions):
         "words": common,
         **accuracy(split.targets.numpy()[rows], predictions[rows], split.speakers[rows]),
     }
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", help="checkpoint file, or the folder that holds model.safetensors")
-    parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
-    parser.add_argument("--out", required=True, help="results folder, such as results/subset")
-    parser.add_argument("--device", default="cpu")
-    a = parser.parse_args()
-    result = test(a.checkpoint, a.corpus, a.out, device=a.device)
-    t = result["test"]
-    print(
-        f"{result['model']}: test accuracy {t['accuracy']:.2%}, 95 % interval {t['interval'][0]:.2%} to "
-        f"{t['interval'][1]:.2%}, n = {t['n']} clips of {t['speakers']} speakers"
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    cli(main)

@@ -1,7 +1,7 @@
-"""`python -m kwslib.predict`: name the keyword in sound files."""
+"""`python -m kwslib.predict …` is `kws predict …`."""
 
-from kwslib.cli import main
+from kwslib.cli import predict
 from kwslib.io import cli
 
 if __name__ == "__main__":
-    cli(main)
+    cli(predict)

@@ -1,7 +1,7 @@
-"""`python -m kwslib.train`: train one model."""
+"""`python -m kwslib.train …` is `kws train …`."""
 
+from kwslib.cli import train
 from kwslib.io import cli
-from kwslib.training.loop import main
 
 if __name__ == "__main__":
-    cli(main)
+    cli(train)

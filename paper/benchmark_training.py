@@ -23,8 +23,9 @@ from kwslib.machine import autocast_to, pick_precision
 from kwslib.models.registry import build, features_of
 from kwslib.scan import use_backend
 from kwslib.training.config import Config
+from kwslib.training.device import Place
 from kwslib.training.loop import train_epoch
-from kwslib.training.optim import Schedule, parameter_groups
+from kwslib.training.optim import parameter_groups
 
 CPU = torch.device("cpu")
 MODELS = tuple(f"mamba_{kind}_{size}" for kind in ("mel", "mfcc") for size in ("small", "medium", "large"))
@@ -50,16 +51,8 @@ def our_training(name, steps):
     augment, mask = Augment(config.shift_ms, config.noise), SpecMask(config.freq_mask, config.time_mask)
     batches = Batches(clips(64 * steps), frontend, Normalise(-40.0, 20.0), 64, "cpu", augment, mask)
     few = Batches(clips(128), frontend, Normalise(-40.0, 20.0), 64, "cpu", augment, mask)
-    train = partial(
-        train_epoch,
-        model,
-        optimizer,
-        config=config,
-        schedule=Schedule(config, steps),
-        lr_scale=1.0,
-        autocast=pick_precision("auto", CPU),
-        progress=False,
-    )
+    rates = [config.lr] * steps
+    train = partial(train_epoch, model, optimizer, config=config, rates=rates, place=Place(config))
     train(few, 0)  # warm-up
     started = time.perf_counter()
     train(batches, 1)
@@ -85,16 +78,8 @@ class PlainBatches:
 def plain_training(name, steps):
     config, model = recipe(name), build(name).to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay))
-    train = partial(
-        train_epoch,
-        model,
-        optimizer,
-        config=config,
-        schedule=Schedule(config, steps),
-        lr_scale=1.0,
-        autocast=False,
-        progress=False,
-    )
+    place = Place(config.model_copy(update={"precision": "fp32"}))
+    train = partial(train_epoch, model, optimizer, config=config, rates=[config.lr] * steps, place=place)
     with use_backend("reference"):
         train(PlainBatches(name, 1), 0)
         batches = PlainBatches(name, steps)

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 
 from kwslib.data.corpus import pack
-from kwslib.evaluation import test
+from kwslib.evaluation import evaluate
 from kwslib.io import KwsError, cli
 from kwslib.machine import pick_device
-from kwslib.training.loop import train
+from kwslib.training import train
 from paper.profile import Profile
 
 
@@ -43,7 +43,7 @@ def run_grid(params, out, models=None, seeds=None, corpus=None, root=".", **over
                     config = profile.config(model, seed, corpus=corpus, out=checkpoint, **overrides)
                     train(config, progress=False)
                     device = pick_device(config.device)
-                    accuracy = test(checkpoint, corpus, out, profile.profile, device)["test"]["accuracy"]
+                    accuracy = evaluate(checkpoint, corpus, out, profile.profile, device)["test"]["accuracy"]
                     print(f"{model}-{seed}: test {accuracy:.2%}, {time.perf_counter() - started:.0f} s", flush=True)
                 found.append((model, seed, None))
             except KwsError as e:

@@ -12,9 +12,9 @@ class Profile:
     """What one `params.yaml` asks for, and where everything of it lies: the one place that knows the paths.
 
     path: the parameter file. root: the repository's folder. Keys: profile, corpus {source, options}, task, variants,
-    seeds, train (overrides of every recipe), each (further overrides of some, by variant), benchmark (options of
-    kwslib.benchmark), and for a search trials, and taught, the trials that need other runs' checkpoints (paper.search). The
-    profile `tiny`, which the tests run, keeps everything under tmp/.
+    seeds, common (overrides of every recipe), each (overrides of some, by variant), train (overrides that win over
+    both; null: none), benchmark (options of the benchmark), and for a search trials, and taught, the trials that need
+    other runs' checkpoints (paper.search). The profile `tiny`, which the tests run, keeps everything under tmp/.
     """
 
     KEYS = {
@@ -25,8 +25,9 @@ class Profile:
         "task": (str, list),
         "variants": list,
         "seeds": list,
-        "train": dict,
+        "common": dict,
         "each": dict,
+        "train": dict,
         "benchmark": dict,
         "trials": dict,
         "taught": dict,
@@ -55,10 +56,11 @@ class Profile:
         return self.checkpoints / f"{variant}-{seed}"
 
     def config(self, variant, seed, **overrides):
-        """The recipe of `variant` (configs/<variant>.yaml) under this profile."""
+        """The recipe of `variant` (kwslib/recipes/<variant>.yaml) under this profile."""
         overrides = {
-            **self.train,
+            **self.common,
             **self.each.get(variant, {}),
+            **{key: value for key, value in self.train.items() if value is not None},
             "corpus": self.data,
             "task": self.task,
             "seed": seed,

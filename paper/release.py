@@ -43,8 +43,7 @@ A keyword spotter of kwslib: `kwslib.load("{run["model"]}.safetensors").predict(
 **Data and licence.** Trained on {card["training"]["clips"]:,} clips of {corpus["name"]}: {corpus["attribution"].rstrip(".")}.
 Licence of the data: {corpus["licence"]}. Code and weights: MIT. Corpus checksum {corpus["checksum"][:16]}.
 
-**Recipe.** {recipe}. Trained in {card["training"]["seconds"] / 60:.0f} minutes, {card["training"]["precision"]}; the epoch
-was selected on validation ({100 * run["validation"]["accuracy"]:.2f} %, epoch {run["validation"]["epoch"]}).
+**Recipe.** {recipe}. Trained in {card["training"]["precision"]}; the epoch was selected on validation ({100 * run["validation"]["accuracy"]:.2f} %, epoch {run["validation"]["epoch"]}).
 
 **Test, after the selection.** Accuracy {100 * test["accuracy"]:.2f} % (95 % interval over speakers {low_high}; n = {test["n"]:,} clips of
 {test["speakers"]:,} speakers), macro-F1 {100 * test["macro_f1"]:.2f} %. Weakest words: {weak}.

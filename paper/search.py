@@ -13,8 +13,7 @@ import argparse
 from pathlib import Path
 
 from kwslib.io import KwsError, cli, read_json, replacing, write_json
-from kwslib.machine import machine
-from kwslib.training.loop import train
+from kwslib.training import train
 from paper.profile import Profile
 from paper.tables import markdown
 
@@ -38,8 +37,9 @@ def run_trial(params, name, root="."):
         "corpus": card["corpus"],
         "validation": card["validation"],
         "training": card["training"],
-        "machine": machine(),
     }
+    timing = read_json(Path(config.out) / "timing.json", "timing")
+    write_json(profile.results / "timing" / f"{name}.json", timing)
     write_json(profile.results / "trials" / f"{name}.json", result)
     return result
 
@@ -61,7 +61,6 @@ def trials_table(folder):
             "epochs": str(t["training"]["epochs"]),
             "validation (%)": f"{100 * t['validation']['accuracy']:.2f}",
             "best epoch": str(t["validation"]["epoch"]),
-            "minutes": f"{t['training']['seconds'] / 60:.1f}",
         }
         for t in trials
     )

@@ -26,6 +26,11 @@ TAKES = (
 )
 
 
+def epoch_seed(seed, epoch, rank=0):
+    """The seed of what process `rank` draws in an epoch: augmentation, masks, dropout."""
+    return (seed * 1_000_003 + epoch) * 64 + rank
+
+
 class Batches:
     """A split on a device, as batches of (inputs (B, T, F), targets (B,), lengths (B,)).
 
@@ -45,9 +50,13 @@ class Batches:
         """Batches in an epoch of training: the last, partial batch is dropped unless it is the only one."""
         return max(1, len(self.targets) // self.batch_size)
 
+    def clips(self):
+        """Clips in an epoch of training."""
+        return min(len(self) * self.batch_size, len(self.targets))
+
     def epoch(self, epoch):
         """Shuffled, augmented, masked batches."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) * 64 + self.rank)
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch, self.rank))
         shuffle = torch.Generator().manual_seed(self.seed * 9_973 + epoch)
         batches = torch.randperm(len(self.targets), generator=shuffle).split(self.batch_size)
         for rows in batches[: len(self)]:

@@ -9,7 +9,6 @@ ends with the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import json
 import multiprocessing
@@ -28,7 +27,7 @@ from kwslib.data.audio import Unreadable
 from kwslib.data.fetch import progress
 from kwslib.data.folder import SPLITS, Folder, SpeechCommandsArchive
 from kwslib.data.synthetic import Synthetic
-from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, file_hash, read_csv, read_json, replacing, write_csv, write_json
+from kwslib.io import CLIP, SAMPLE_RATE, KwsError, file_hash, read_csv, read_json, replacing, write_csv, write_json
 from kwslib.machine import cores
 
 PIECE = 128  # clips that a worker takes at a time: 4 MB
@@ -54,6 +53,10 @@ class Corpus:
     def checksum(self):
         """SHA-256 over waves.npy and index.csv, as the card has it."""
         return self.card["checksum"]
+
+    def origin(self):
+        """What a checkpoint says of the corpus that it was trained on."""
+        return {k: self.card[k] for k in ("name", "source", "synthetic", "licence", "attribution", "checksum")}
 
 
 def load_corpus(path):
@@ -225,27 +228,3 @@ def _decode(clip):
         return b"", {"reason": str(e)}
     entry = {"samples": len(wave), "clipped": clipped, "silent": not wave.any()}
     return wave.tobytes().ljust(2 * CLIP, b"\0"), entry
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m kwslib.corpus", description="Pack a corpus.")
-    parser.add_argument("source", help="synthetic, speech_commands, or a folder, zip or tar")
-    parser.add_argument("out", help="folder of the packed corpus")
-    parser.add_argument("--words", type=lambda text: text.split(","), help="only these, with commas between")
-    parser.add_argument("--strict", action="store_true", help="refuse unreadable clips")
-    parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
-    parser.add_argument("--seed", type=int, default=0, help="of the synthetic corpus")
-    parser.add_argument("--speakers", type=int, nargs=3, metavar="N", help="synthetic: for each split")
-    parser.add_argument("--snr", type=float, nargs=2, metavar="DB", help="synthetic: range of the SNR")
-    card = pack(**{k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}).card
-    print(f"{card['name']}, licence: {card['licence']}")
-    for split in SPLITS:
-        print(f"  {split:10} {card['clips'][split]:6} clips, {card['speakers'][split]} speakers")
-    print(
-        f"  {len(card['words'])} words; {card['noise_seconds']} s of noise; {card['short']} clips short, "
-        f"{card['clipped']} clipped, {card['silent']} silent; {len(card['skipped'])} files skipped"
-    )
-
-
-if __name__ == "__main__":
-    cli(main)

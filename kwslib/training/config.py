@@ -1,151 +1,143 @@
-"""One run's recipe: the keys of `configs/*.yaml`, checked before anything is computed."""
+"""One run's recipe: every key with its meaning, its default and its bounds, checked before anything is computed."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import functools
-import typing
-from dataclasses import dataclass, field
+import math
 from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from kwslib.io import KwsError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"  # the recipes, one for each model
 
 
-@dataclass
-class Config:
-    """Defaults are the recipe of Mamba-Mel Small; a config file says only what differs."""
+def _pair(kind, low=-math.inf, ordered=True):
+    """A list of two finite numbers, none below `low`, the lower one first where they are `ordered`."""
 
-    model: str = "mamba_mel_small"  # a name of kwslib.models.MODELS
-    corpus: str = "data/quick"  # folder of a packed corpus
-    task: str | list = "all"  # all, v2-35, v2-12 or a list of words
-    out: str = "checkpoints/run"  # folder for the checkpoint, the history and the resume state
-    seed: int = 0
+    def check(value):
+        if len(value) != 2 or any(isinstance(v, bool) or not isinstance(v, kind) for v in value):
+            raise ValueError(f"it must be a list of two {'whole numbers' if kind is int else 'numbers'}")
+        if not all(map(math.isfinite, value)) or min(value) < low:
+            raise ValueError(f"its numbers must be finite, and {low:g} or more")
+        if ordered and value[0] > value[1]:
+            raise ValueError("its lower number comes first")
+        return value
+
+    return Annotated[list, AfterValidator(check)]
+
+
+Text = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)]
+Whole = Annotated[int, BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)]
+Mask, Range = _pair(int, 0, ordered=False), _pair((int, float), 0)
+
+
+class Config(BaseModel):
+    """The recipe of one training. Raises KwsError for an unknown key, a value of a wrong type or out of bounds."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    # fmt: off
+    model: str = Field("mamba_mel_small", description="name of the model, one of kwslib.MODELS")
+    model_options: dict[str, Any] = Field({}, description="options of the model, such as {d_state: 8}")
+    corpus: Text = Field("data/quick", description="folder of a packed corpus")
+    task: str | list[str] = Field("all", description="the classes: all, v2-35, v2-12 or a list of words")
+    out: Text = Field("checkpoints/run", description="folder for the checkpoint, the history and the resume file")
+    seed: Whole = Field(0, ge=0, lt=2**32, description="of all randomness")
     # features
-    n_mels: int = 128
-    n_mfcc: int = 40
-    n_fft: int = 2048
-    hop_length: int = 256
+    n_mels: Whole = Field(128, gt=0, description="mel bands")
+    n_mfcc: Whole = Field(40, gt=0, description="cepstral coefficients, for models that read MFCC")
+    n_fft: Whole = Field(2048, gt=0, le=2**16, description="samples in a window of the spectrogram")
+    hop_length: Whole = Field(256, gt=0, description="samples from one window to the next")
     # optimisation
-    epochs: int = 100
-    schedule_epochs: int | None = None  # length of the cosine, if it is not run to its end
-    batch_size: int = 64  # clips per step, over all processes
-    lr: float = 5e-4
-    weight_decay: float = 1.8e-4
-    optimizer: str = "adamw"  # adamw, sgd or novograd
-    schedule: str = "cosine"  # cosine, hold or steps (kwslib.training.optim.Schedule)
-    label_smoothing: float = 0.07
-    grad_clip: float = 0.3
-    warmup: float = 0.12  # share of the steps with linearly rising learning rate
-    final_lr: float = 0.005  # last learning rate, as a share of the peak
-    ema: float = 0.0  # share of the average of the weights that a step keeps, 0: no average is taken
-    teachers: list = field(
-        default_factory=list
-    )  # checkpoints whose posteriors are learned too (kwslib.training.distil)
-    distillation: float = 0.5  # the teachers' share of the targets
-    temperature: float = 2.0  # of the teachers' softmax
-    mixup: float = 0.0  # alpha of the Beta distribution that mixes pairs of clips, 0: none are mixed
-    # augmentation (kwslib.data.augment)
-    freq_mask: list = field(default_factory=lambda: [2, 12])  # number, largest width in bands
-    time_mask: list = field(default_factory=lambda: [2, 20])  # number, largest width in frames
-    shift_ms: float = 120.0
-    noise: list = field(default_factory=lambda: [0.0, 0.005])  # standard deviation, lowest and highest
-    stretch: list | None = None  # tempo, lowest and highest
-    speed: list | None = None  # playing speed of each clip, pitch and all, lowest and highest
-    background_snr: list | None = None  # dB, lowest and highest
-    background_probability: float = 0.8
+    epochs: Whole = Field(100, gt=0, description="passes over the training clips")
+    schedule_epochs: Whole | None = Field(None, gt=0, description="length of the cosine, if it is not run to its end")
+    batch_size: Whole = Field(64, gt=0, description="clips in a step, over all processes")
+    lr: float = Field(5e-4, gt=0, description="highest learning rate")
+    weight_decay: float = Field(1.8e-4, ge=0, description="decay of the weights")
+    optimizer: Literal["adamw", "sgd", "novograd"] = Field("adamw", description="the optimizer")
+    schedule: Literal["cosine", "hold", "steps"] = Field("cosine", description="how the learning rate falls")
+    label_smoothing: float = Field(0.07, ge=0, lt=1, description="share of the target spread over all classes")
+    grad_clip: float = Field(0.3, gt=0, description="largest norm of the gradient")
+    warmup: float = Field(0.12, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    final_lr: float = Field(0.005, ge=0, le=1, description="last learning rate, as a share of the highest")
+    ema: float = Field(0.0, ge=0, lt=1, description="share of the weights' average kept at each step; 0: no average")
+    teachers: list[Text] = Field([], description="checkpoints whose posteriors are targets, too")
+    distillation: float = Field(0.5, ge=0, le=1, description="the teachers' share of the targets")
+    temperature: float = Field(2.0, gt=0, description="of the teachers' softmax")
+    mixup: float = Field(0.0, ge=0, description="alpha of the Beta distribution that mixes pairs of clips; 0: none")
+    # augmentation
+    freq_mask: Mask = Field([2, 12], description="frequency masks: how many, and their largest width in bands")
+    time_mask: Mask = Field([2, 20], description="time masks: how many, and their largest width in frames")
+    shift_ms: float = Field(120.0, ge=0, description="largest shift in time, in ms")
+    noise: Range = Field([0.0, 0.005], description="standard deviation of white noise, lowest and highest")
+    stretch: _pair((int, float), 0.1) | None = Field(None, description="tempo at the same pitch, lowest and highest")
+    speed: _pair((int, float), 0.1) | None = Field(None, description="playing speed, pitch and all, lowest and highest")
+    background_snr: _pair((int, float)) | None = Field(None, description="SNR of background noise, range in dB")
+    background_probability: float = Field(0.8, ge=0, le=1, description="share of the clips with background noise")
     # machine
-    precision: str = "auto"  # auto, bf16 or fp32
-    device: str = "auto"  # auto, cpu, cuda or mps
-    threads: int = 0  # CPU threads, 0: all
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="arithmetic; auto: bf16 where it is native")
+    device: str = Field("auto", description="auto, cpu, cuda or mps")
+    threads: Whole = Field(0, ge=0, description="CPU threads; 0: all")
+    # fmt: on
 
-    def __post_init__(self):
-        for f in dataclasses.fields(self):
-            setattr(self, f.name, checked(f.name, getattr(self, f.name), typing.get_type_hints(Config)[f.name]))
-        for name in ("freq_mask", "time_mask", "noise", "stretch", "speed", "background_snr"):
-            value = getattr(self, name)
-            kind = int if name.endswith("mask") else (int, float)
-            if value is not None and not (len(value) == 2 and all(isinstance(v, kind) for v in value)):
-                numbers = "whole numbers" if kind is int else "numbers"
-                raise KwsError(f"config key {name} is {value!r}; it must be a list of two {numbers}")
-            if value is not None and name != "background_snr" and min(value) < 0:
-                raise KwsError(f"config key {name} is {value!r}; neither number may be below 0")
-            if value is not None and kind is not int and value[0] > value[1]:
-                raise KwsError(f"config key {name} is {value!r}; the lower number comes first")
-        for name in ("epochs", "batch_size", "lr", "grad_clip", "hop_length", "n_fft"):
-            if not getattr(self, name) > 0:
-                raise KwsError(f"config key {name} is {getattr(self, name)!r}; it must be above 0")
-        if self.teachers and not (0 <= self.distillation <= 1 and self.temperature > 0):
-            raise KwsError(
-                f"config keys distillation and temperature are {self.distillation} and {self.temperature}; the first is a "
-                "share from 0 to 1, the second above 0"
-            )
-        if self.precision not in ("auto", "bf16", "fp32"):
-            raise KwsError(f"config key precision is {self.precision!r}; it must be auto, bf16 or fp32")
+    def __init__(self, **values):
+        refuse_unknown(values, "config")
+        try:
+            super().__init__(**{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
+        except ValidationError as e:
+            error = e.errors()[0]
+            key = error["loc"][0]
+            raise KwsError(f"config key {key} is {values[key]!r}; {_complaint(key, error)}") from None
 
 
-def checked(name, value, kind):
-    """`value` as `kind`, or a KwsError that names the key."""
-    options = typing.get_args(kind) or (kind,)
-    if value is None and type(None) in options:
-        return None
-    for option in options:
-        if option is list and isinstance(value, (list, tuple)):
-            return [str(v) if isinstance(v, Path) else v for v in value]
-        if option in (int, float) and not isinstance(value, bool):
-            if isinstance(value, (int, float)) and (option is float or float(value).is_integer()):
-                return option(value)
-        if option is str and isinstance(value, (str, Path)):
-            return str(value)
-    wanted = " or ".join(
-        "nothing (null)"
-        if o is type(None)
-        else {int: "a whole number", float: "a number", str: "text", list: "a list"}[o]
-        for o in options
-    )
-    raise KwsError(f"config key {name} is {value!r}; it must be {wanted}")
+def _complaint(key, error):
+    """What is wrong with a key's value, and what it must be, from pydantic's error."""
+    if error["type"] == "value_error":  # of _pair
+        return str(error["ctx"]["error"])
+    bounds = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    found = {k: getattr(m, k) for m in Config.model_fields[key].metadata for k in bounds if hasattr(m, k)}
+    if error["type"].startswith(("greater_than", "less_than")):
+        return "it must be " + " and ".join(f"{bounds[k]} {limit:g}" for k, limit in found.items())
+    kind = {**Config.model_json_schema()["properties"][key]}
+    kinds = [k.get("type", "") for k in kind.get("anyOf", [kind])]
+    names = {"integer": "a whole number", "number": "a number", "string": "text", "array": "a list"}
+    names["null"] = "nothing (null)"
+    if "enum" in kind:
+        return "it must be one of " + ", ".join(kind["enum"][:-1]) + " or " + kind["enum"][-1]
+    return "it must be " + " or ".join(names.get(k, "key: value pairs") for k in kinds)
+
+
+def refuse_unknown(values, where):
+    """Raise a KwsError that names the closest known key, if a key is unknown."""
+    known = list(Config.model_fields)
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+            raise KwsError(f"{where} has an unknown key {key!r}; {hint}")
 
 
 def parse_yaml(text):
-    """YAML 1.2 where it matters here: yes, no, on and off are words (keywords!), and 5e-4 is a number."""
-    import yaml
+    """The value of a YAML 1.2 text: yes, no, on and off are words (keywords!), and 5e-4 is a number."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     try:
-        return yaml.load(text, yaml_loader())
-    except yaml.YAMLError as e:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as e:
         raise KwsError(f"not valid YAML: {' '.join(str(e).split())}") from None
-
-
-@functools.cache
-def yaml_loader():
-    import re
-
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers = {
-            first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
-            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
-
-    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(true|false|True|False)$"), list("tfTF"))
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf)|\.nan)$"),
-        list("-+.0123456789"),
-    )
-    return Loader
 
 
 def read_yaml(path, what, where):
     """The `key: value` lines of a file as a dict. Raises KwsError, naming `what` it is and the path."""
     try:
-        values = parse_yaml(Path(path).read_text()) or {}
+        values = parse_yaml(Path(path).read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise KwsError(f"{what} {path} does not exist; {where}") from None
-    except (KwsError, OSError, UnicodeDecodeError) as e:
+    except (OSError, ValueError) as e:
         raise KwsError(f"{what} {path} cannot be read: {e}") from None
     if not isinstance(values, dict):
         raise KwsError(f"{what} {path} must hold `key: value` lines")
@@ -153,33 +145,15 @@ def read_yaml(path, what, where):
 
 
 def load_config(path=None, **overrides):
-    """Config from a YAML file, then `overrides`. Raises KwsError for a bad file, an unknown key or a wrong type."""
-    values = {} if path is None else read_yaml(path, "config", "the recipes are in configs/")
-    values = {**values, **overrides}
-    known = [f.name for f in dataclasses.fields(Config)]
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, 1)
-            hint = f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(known)}"
-            where = f"config {path}" if path and key not in overrides else "config"
-            raise KwsError(f"{where} has an unknown key {key!r}{hint}")
-    return Config(**values)
+    """Config from a YAML file or the name of a recipe, such as "mamba_light", then `overrides`.
 
-
-def parse_overrides(arguments):
-    """["--lr", "1e-3", "--stretch=null"] -> {"lr": 0.001, "stretch": None}; values are YAML."""
-    overrides, rest = {}, list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            raise KwsError(f"{word!r} is not an option; write --key value, with a key of the config")
-        key, equals, value = word[2:].partition("=")
-        if not equals:
-            if not rest:
-                raise KwsError(f"--{key} needs a value")
-            value = rest.pop(0)
-        try:
-            overrides[key.replace("-", "_")] = parse_yaml(value)
-        except KwsError as e:
-            raise KwsError(f"--{key} {value}: {e}") from None
-    return overrides
+    Raises KwsError for a file that is missing or broken, an unknown key or a wrong value.
+    """
+    values = {}
+    if path is not None:
+        file, named = Path(path), RECIPES / f"{path}.yaml"
+        recipes = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        file = named if not file.is_file() and len(file.parts) == 1 and named.is_file() else file
+        values = read_yaml(file, "config", f"give a file, or one of the recipes {recipes}")
+        refuse_unknown(values, f"config {path}")
+    return Config(**{**values, **overrides})

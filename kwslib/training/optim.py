@@ -89,16 +89,17 @@ class Schedule:
 class Average:
     """Exponential moving average of a model's weights; running statistics of batch norm are averaged alike.
 
-    The share kept a step is `decay`, less in the first steps (Tan & Le's code of EfficientNet): min(decay, (1+n)/(10+n)).
+    The share kept in a step is `decay`, less in the first steps: min(decay, (1+n)/(10+n)), as in EfficientNet's code.
     """
 
     def __init__(self, model, decay):
         self.decay, self.steps, self.copy = decay, 0, None
         self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
-    def load(self, weights, steps, device):
-        """Go on from `weights`, the average after `steps` steps."""
-        self.weights, self.steps = {k: v.to(device) for k, v in weights.items()}, steps
+    def load(self, weights, steps):
+        """Continue from `weights`, the average after `steps` steps."""
+        self.weights = {k: weights[k].to(v.device) for k, v in self.weights.items()}
+        self.steps = steps
 
     def of(self, model):
         """A model of the same kind with the averaged weights."""

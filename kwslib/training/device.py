@@ -1,0 +1,66 @@
+"""Where a training runs: its device and arithmetic, alone or as one of several processes (torchrun, accelerate)."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+from kwslib.machine import autocast_to, keep_memory, pick_device, pick_precision
+
+
+class Place:
+    """rank of world processes; device; bf16, whether steps compute in it."""
+
+    def __init__(self, config):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        self.device = pick_device(config.device)
+        if self.device.type == "cpu":
+            keep_memory()
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.bf16 = pick_precision(config.precision, self.device)
+
+    @property
+    def first(self):
+        """Whether this process is the one that writes and speaks."""
+        return self.rank == 0
+
+    def autocast(self):
+        """The context of a forward pass."""
+        return autocast_to(self.device, self.bf16)
+
+    def parallel(self, model):
+        """The model, with gradients averaged over all processes."""
+        return torch.nn.parallel.DistributedDataParallel(model) if self.world > 1 else model
+
+    def share_buffers(self, model):
+        """Batch-norm statistics are each process's own: all continue with the first one's."""
+        if self.world > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def wait(self):
+        """Nobody leaves before the files are whole."""
+        if self.world > 1:
+            dist.barrier()
+
+    def say(self, text):
+        """Print what every run of this recipe says."""
+        if self.first:
+            print(text, flush=True)
+
+    def note(self, text):
+        """Print what depends on the machine and the moment, to stderr: notebooks are kept without it."""
+        if self.first:
+            print(text, file=sys.stderr, flush=True)
+
+
+def leave():
+    """End what `Place` began with the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
