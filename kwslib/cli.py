@@ -63,8 +63,8 @@ def train(argv=None):
 
     parser = train_parser()
     argv = sys.argv[1:] if argv is None else argv
-    options = [a.replace("_", "-") if a.startswith("--") and "=" not in a else a for a in argv]
-    given, unknown = parser.parse_known_args(options)
+    parts = [(a.partition("=") if a.startswith("--") else ("", "", a)) for a in argv]
+    given, unknown = parser.parse_known_args([name.replace("_", "-") + equals + value for name, equals, value in parts])
     if unknown:
         close = difflib.get_close_matches(unknown[0], [o for a in parser._actions for o in a.option_strings], 1)
         hint = f"did you mean {close[0]}?" if close else "kws train --help lists all"

@@ -31,3 +31,23 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A packed corpus: three words, each a tone in noise."""
+    from small_runs import write_tones
+
+    return write_tones(tmp_path_factory.mktemp("corpora") / "tones")
+
+
+@pytest.fixture(scope="session")
+def finished(corpus, tmp_path_factory):
+    """(folder, card) of a whole run on it, nothing in its way."""
+    import torch
+    from small_runs import run
+
+    threads, out = torch.get_num_threads(), tmp_path_factory.mktemp("runs") / "whole"
+    card = run(corpus, out)
+    torch.set_num_threads(threads)
+    return out, card

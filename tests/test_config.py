@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from kwslib import cli
 from kwslib.io import KwsError
 from kwslib.models.registry import MODELS, build
-from kwslib.training.config import Config, load_config, parse_overrides, parse_yaml
+from kwslib.training.config import Config, load_config, parse_yaml
 from kwslib.training.optim import Average, NovoGrad, Schedule, make_optimizer, parameter_groups
 from paper.profile import Profile
 
@@ -103,28 +104,59 @@ def test_words_are_words_and_numbers_are_numbers(text, value):
     assert parse_yaml(text) == value and type(parse_yaml(text)) is type(value)
 
 
-def test_overrides():
-    assert parse_overrides(
-        ["--lr", "1e-3", "--stretch=null", "--batch-size", "32", "--task", "[yes, no]", "--out=a=b"]
-    ) == {"lr": 1e-3, "stretch": None, "batch_size": 32, "task": ["yes", "no"], "out": "a=b"}
-    c = load_config(
-        ROOT / "kwslib/recipes" / "mamba_mfcc_large.yaml", **parse_overrides(["--lr", "1e-3", "--stretch=null"])
-    )
-    assert c.lr == 1e-3 and c.stretch is None and c.weight_decay == 1e-2
+@pytest.fixture
+def asked(monkeypatch):
+    """What `kws train` was told to train."""
+    configs = []
+    monkeypatch.setattr("kwslib.training.loop.train", configs.append)
+    return configs
+
+
+def test_options_of_the_command_are_the_keys_of_a_recipe(asked):
+    options = "--lr 1e-3 --stretch=null --batch-size 32 --grad_clip=2 --task yes no _unknown_ --freq-mask [1, 2]"
+    cli.train(["--config", "mamba_mfcc_large", *options.replace("[1, 2]", "1 2").split(), "--out=a=b"])
+    cli.train(["--task", "[yes, off]", "--batch_size", "16"])
+    (c, d) = asked
+    assert (c.model, c.lr, c.stretch, c.batch_size, c.grad_clip) == ("mamba_mfcc_large", 1e-3, None, 32, 2)
+    assert (c.task, c.freq_mask, c.out, c.weight_decay) == (["yes", "no", "_unknown_"], [1, 2], "a=b", 1e-2)
+    assert (d.task, d.batch_size, d.model) == (["yes", "off"], 16, Config().model)
 
 
 @pytest.mark.parametrize(
     "arguments, match",
     [
-        (["lr", "1"], "'lr' is not an option"),
-        (["--lr"], "--lr needs a value"),
-        (["--task", "[yes"], "--task .*not valid YAML"),
+        (["--weight-decai", "1"], "'--weight-decai' is not an option; did you mean --weight-decay"),
+        (["--task", "[yes"], "not valid YAML"),
+        (
+            ["--config", "mamba_lite"],
+            "mamba_lite does not exist; give a file, or one of the recipes bc_resnet_1",
+        ),
+        (["--freq-mask", "1"], "config key freq_mask is 1; it must be a list"),
     ],
 )
-def test_wrong_overrides(arguments, match):
+def test_wrong_options(asked, arguments, match):
     with pytest.raises(KwsError, match=match) as e:
-        parse_overrides(arguments)
-    assert "\n" not in str(e.value)
+        cli.train(arguments)
+    assert "\n" not in str(e.value) and not asked
+
+
+def test_help_explains_every_key(capsys):
+    for command in cli.COMMANDS:
+        with pytest.raises(SystemExit) as e:
+            cli.command([command, "--help"])
+        assert e.value.code in (0, None)
+    with pytest.raises(SystemExit):
+        cli.command(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for key, field in Config.model_fields.items():
+        assert f"--{key.replace('_', '-')} VALUE" in shown and field.description in shown, key
+
+
+def test_commands_are_listed_and_others_refused(capsys):
+    cli.command([])
+    assert all(f"  {name} " in capsys.readouterr().out for name in ("pack",))
+    with pytest.raises(KwsError, match="'fly' is not a command of kws; choose one of pack, train"):
+        cli.command(["fly"])
 
 
 @pytest.mark.parametrize(
@@ -138,10 +170,10 @@ def test_wrong_overrides(arguments, match):
         ("epochs: 0\n", "config key epochs is 0; it must be above 0"),
         ("lr: true\n", "config key lr is True; it must be a number"),
         ("lr: -1\n", "config key lr .*above 0"),
-        (
-            "schedule_epochs: long\n",
-            "config key schedule_epochs .*nothing .null. or a whole number|whole number or nothing",
-        ),
+        ("schedule_epochs: long\n", "config key schedule_epochs .*whole number or nothing"),
+        ("noise: [2, 1]\n", "config key noise .*lower number comes first"),
+        ("warmup: 1\n", "config key warmup is 1; it must be at least 0 and below 1"),
+        ("model_options: 3\n", "config key model_options is 3; it must be key: value pairs"),
         ("noise: 0.1\n", "config key noise .*must be a list"),
         ("noise: [1]\n", "config key noise .*list of two numbers"),
         ("stretch: [a, b]\n", "config key stretch .*list of two numbers"),
@@ -179,6 +211,18 @@ def test_profiles_and_their_runs_load(path):
             config = profile.config(variant, seed)
             assert (config.model, config.seed) == (variant, seed)
             assert Path(config.out) == profile.checkpoint(variant, seed) and Path(config.corpus) == profile.data
+
+
+def test_what_an_experiment_sets_wins_over_all(tmp_path):
+    text = PROFILES[0].read_text()
+    assert "{epochs: null" in text
+    plain, changed = (
+        Profile(written(tmp_path, text)),
+        Profile(written(tmp_path, text.replace("{epochs: null", "{epochs: 1"))),
+    )
+    for variant in plain.variants:
+        before, after = plain.config(variant, 0), changed.config(variant, 0)
+        assert after.epochs == 1 < before.epochs and after == before.model_copy(update={"epochs": 1})
 
 
 def test_wrong_profile(tmp_path):
@@ -243,10 +287,8 @@ def test_rate_that_falls_in_steps():
 
 @pytest.mark.parametrize("key", ["optimizer", "schedule"])
 def test_unknown_optimizer_or_schedule(key):
-    config = Config(**{key: "best"})
     with pytest.raises(KwsError, match=f"config key {key} is 'best'; it must be one of"):
-        Schedule(config, 1)
-        make_optimizer(torch.nn.Linear(1, 1), config, torch.device("cpu"))
+        Config(**{key: "best"})
 
 
 def test_novograd_by_hand():

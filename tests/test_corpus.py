@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kwslib import cli
 from kwslib.data import corpus as corpus_module
 from kwslib.data import fetch as fetch_module
-from kwslib.data.corpus import load_corpus, main, pack
+from kwslib.data.corpus import load_corpus, pack
 from kwslib.io import KwsError, file_hash
 
 sf = pytest.importorskip("soundfile")
@@ -256,12 +257,12 @@ def test_pack_returns_at_once_and_load_checks(plain, tmp_path, monkeypatch):
 
 def test_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path):
     source = as_folder(tmp_path / "s", {f"w/{i:04d}_nohash_0.wav": sound(hz=100 + i) for i in range(600)})
-    command = [sys.executable, "-m", "kwslib.data.corpus", str(source), str(tmp_path / "o"), "--workers", "1"]
+    command = [sys.executable, "-m", "kwslib.corpus", str(source), str(tmp_path / "o"), "--workers", "1"]
     # Slow the run down where it journals, so that it can be killed half-way.
     slow = (
         "import sys, time, runpy, json; dumps = json.dumps; "
         "json.dumps = lambda *a, **k: (time.sleep(0.2), dumps(*a, **k))[1]; sys.argv = sys.argv[1:]; "
-        "from kwslib.data.corpus import main; main(sys.argv)"
+        "from kwslib.cli import pack; pack(sys.argv)"
     )
     run = subprocess.Popen([sys.executable, "-c", slow, *command[3:]], cwd=ROOT)
     journal = tmp_path / "o.partial/journal"
@@ -323,9 +324,9 @@ def test_speech_commands_is_fetched_resumed_and_verified(server, tmp_path, plain
 
 
 def test_command_line(tmp_path, plain, capsys):
-    main([str(plain.root.parent / "clips"), str(tmp_path / "o"), "--words", "up", "--workers", "1"])
+    cli.pack([str(plain.root.parent / "clips"), str(tmp_path / "o"), "--words", "up", "--workers", "1"])
     assert "training        2 clips, 1 speakers" in capsys.readouterr().out
-    main(["synthetic", str(tmp_path / "s"), "--words", "no", "--speakers", "1", "1", "1", "--snr", "5", "9"])
+    cli.pack(["synthetic", str(tmp_path / "s"), "--words", "no", "--speakers", "1", "1", "1", "--snr", "5", "9"])
     assert load_corpus(tmp_path / "s").card["options"]["snr"] == [5.0, 9.0]
 
 

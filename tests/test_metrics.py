@@ -5,14 +5,14 @@ import errno
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_train import WORDS, corpus, finished, recipe, run  # noqa: F401, F811 (some are fixtures)
+from small_runs import WORDS, recipe, run
 
+from kwslib import cli as commands
 from kwslib import evaluation
 from kwslib import io as kws_io
 from kwslib.checkpoint import read_checkpoint, save_checkpoint
@@ -93,7 +93,7 @@ def test_all_right_is_one():
 
 def test_result_file(corpus, finished, tmp_path):
     out, card = finished
-    result = evaluation.test(out, corpus, tmp_path / "results" / "tiny")
+    result = evaluation.evaluate(out, corpus, tmp_path / "results" / "tiny")
     assert json.loads((tmp_path / "results/tiny/runs/keyword_cnn-0.json").read_text()) == result
     copied = tmp_path / "results/tiny/history/keyword_cnn-0.csv"
     assert copied.read_text() == (out / "history.csv").read_text()
@@ -111,7 +111,6 @@ def test_result_file(corpus, finished, tmp_path):
         "test",
         "test_common",
         "training",
-        "machine",
     }
     assert (result["model"], result["seed"], result["profile"], result["task"]) == (
         "keyword_cnn",
@@ -137,7 +136,22 @@ def test_result_file(corpus, finished, tmp_path):
     assert t["n"] == 24 and t["speakers"] == 2 and np.sum(t["confusion"]) == 24
     assert t["accuracy"] == pytest.approx(np.trace(t["confusion"]) / 24)
     assert t["per_word"].keys() == WORDS.keys() and result["test_common"] is None
-    assert {"epochs", "seconds", "clips_per_second", "precision"} <= set(result["training"])
+    assert set(result["training"]) == {"epochs", "clips", "processes", "precision"}
+    timing = json.loads((tmp_path / "results/tiny/timing/keyword_cnn-0.json").read_text())
+    assert timing["seconds"] > 0 and timing["clips_per_second"] > 0 and timing["machine"]["threads"] == 1
+
+
+def test_only_the_timing_depends_on_the_moment(corpus, finished, tmp_path):
+    """Trained and tested again, every result file is the same, byte for byte; so is the checkpoint."""
+    again, folders = tmp_path / "again", (tmp_path / "a", tmp_path / "b")
+    run(corpus, again)
+    for checkpoint, folder in zip((finished[0], again), folders):
+        evaluation.evaluate(checkpoint, corpus, folder, "tiny")
+    files = [{p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in folders]
+    differing = {str(name) for name in files[0] if files[0][name] != files[1].get(name)}
+    assert files[0].keys() == files[1].keys() and differing == {"timing/keyword_cnn-0.json"}
+    for name in ("model.safetensors", "model.json", "history.csv"):
+        assert (again / name).read_bytes() == (finished[0] / name).read_bytes(), name
 
 
 def test_accuracy_of_common_words(corpus, finished, tmp_path, monkeypatch):
@@ -145,14 +159,14 @@ def test_accuracy_of_common_words(corpus, finished, tmp_path, monkeypatch):
     card = json.loads((rich / "card.json").read_text())
     card["words"]["low"]["training"] = card["words"]["high"]["training"] = 700
     write_json(rich / "card.json", card)
-    result = evaluation.test(finished[0], rich, tmp_path / "results")
+    result = evaluation.evaluate(finished[0], rich, tmp_path / "results")
     common, confusion = result["test_common"], result["test"]["confusion"]
     assert common["minimum_training_clips"] == 700 and common["words"] == ["high", "low"] and common["n"] == 16
     assert common["accuracy"] == pytest.approx((confusion[0][0] + confusion[1][1]) / 16)
 
 
 def test_headline_is_a_few_numbers_of_the_result(corpus, finished, tmp_path):
-    result = evaluation.test(finished[0], corpus, tmp_path / "results")
+    result = evaluation.evaluate(finished[0], corpus, tmp_path / "results")
     headline = json.loads((tmp_path / "results/metrics/keyword_cnn-0.json").read_text())
     assert headline["test_accuracy"] == result["test"]["accuracy"]
     assert [headline["interval_low"], headline["interval_high"]] == result["test"]["interval"]
@@ -163,7 +177,7 @@ def test_an_unfinished_training_is_not_tested(corpus, finished, tmp_path):
     weights, card = read_checkpoint(finished[0])
     save_checkpoint(tmp_path / "model.safetensors", weights, {**card, "finished": False})
     with pytest.raises(KwsError, match="stopped after epoch .*run the same training command again"):
-        evaluation.test(tmp_path, corpus, tmp_path / "results")
+        evaluation.evaluate(tmp_path, corpus, tmp_path / "results")
     assert not (tmp_path / "results").exists()
 
 
@@ -171,8 +185,8 @@ def test_another_label_set_is_refused(corpus, finished, tmp_path):
     other = shutil.copytree(corpus, tmp_path / "other")
     index = (other / "index.csv").read_text()
     (other / "index.csv").write_text(index.replace(",middle,", ",medium,"))
-    with pytest.raises(KwsError, match="tells high, low, middle apart, corpus .*other holds high, low, medium"):
-        evaluation.test(finished[0], other, tmp_path / "results")
+    with pytest.raises(KwsError, match="knows high, low, middle, corpus .*other holds high, low, medium"):
+        evaluation.evaluate(finished[0], other, tmp_path / "results")
     assert not (tmp_path / "results").exists()
 
 
@@ -183,19 +197,19 @@ def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def sentence(capsys, monkeypatch, module, *arguments):
-    """What a program that fails says: one line, no traceback."""
-    monkeypatch.setattr(sys, "argv", ["kwslib", *map(str, arguments)])
+def sentence(capsys, command, *arguments):
+    """What a command that fails says: one line, no traceback."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as e:
-        cli(module.main)
-    told = capsys.readouterr().err
+        cli(lambda: command([*map(str, arguments)]))
+    *before, told = capsys.readouterr().err.splitlines(keepends=True)
+    assert all(line.endswith(" min left\n") for line in before), before  # what training notes of each epoch
     assert e.value.code == 2 and told.count("\n") == 1 and told.startswith("error: "), told
     return told
 
 
 def flags(config):
-    return [f"--{k}={json.dumps(v) if not isinstance(v, Path) else v}" for k, v in vars(config).items()]
+    return [f"--{k}={json.dumps(v) if not isinstance(v, Path) else v}" for k, v in config.model_dump().items()]
 
 
 @pytest.mark.parametrize("where", ["fsync", "write_bytes"])
@@ -203,7 +217,7 @@ def test_full_disk(corpus, tmp_path, monkeypatch, capsys, where):
     out = tmp_path / "run"
     with monkeypatch.context() as m:
         m.setattr(*{"fsync": (kws_io.os, "fsync"), "write_bytes": (Path, "write_bytes")}[where], full)
-        told = sentence(capsys, m, training, *flags(recipe(corpus, out, epochs=1)))
+        told = sentence(capsys, commands.train, *flags(recipe(corpus, out, epochs=1)))
     assert "No space left on device; free some space" in told
     assert not (out / "model.safetensors").exists() and not list(out.glob(".*"))  # no scratch file either
     assert run(corpus, out, epochs=1)["finished"]
@@ -224,9 +238,9 @@ def test_a_file_where_the_folder_should_be(corpus, finished, tmp_path, monkeypat
     (tmp_path / "file").write_text("mine")
     out = tmp_path / "file" / below
     monkeypatch.setattr(training, "train_epoch", lambda *_: pytest.fail("trained before it looked"))
-    told = sentence(capsys, monkeypatch, training, *flags(recipe(corpus, out)))
+    told = sentence(capsys, commands.train, *flags(recipe(corpus, out)))
     assert f"cannot write {out}" in told and "choose a folder" in told
-    told = sentence(capsys, monkeypatch, evaluation, finished[0], "--corpus", corpus, "--out", out)
+    told = sentence(capsys, commands.test, finished[0], "--corpus", corpus, "--out", out)
     assert "cannot write" in told and (tmp_path / "file").read_text() == "mine"
 
 
@@ -234,7 +248,7 @@ def test_a_file_where_the_folder_should_be(corpus, finished, tmp_path, monkeypat
     "arguments, match",
     [
         (["--lr", "fast"], "config key lr is 'fast'"),
-        (["--learning-rate", "1"], "unknown key 'learning_rate'"),
+        (["--learning-rate", "1"], "'--learning-rate' is not an option"),
         (["--config", "none.yaml"], "none.yaml does not exist"),
         (["--corpus", "no/such"], "corpus no/such does not exist"),
         (["--device", "abacus"], "device 'abacus' is not known"),
@@ -242,5 +256,5 @@ def test_a_file_where_the_folder_should_be(corpus, finished, tmp_path, monkeypat
 )
 def test_wrong_options_end_in_one_line(arguments, match, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert match in sentence(capsys, monkeypatch, training, *arguments)
+    assert match in sentence(capsys, commands.train, *arguments)
     assert list(tmp_path.iterdir()) == []

@@ -105,6 +105,7 @@ def train(config, progress=True):
     if place.first:
         resume.unlink(missing_ok=True)
     place.wait()
+    place.say(f"best validation accuracy {run['best']:.2%} in epoch {run['best_epoch']}")
     return card
 
 
