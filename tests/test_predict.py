@@ -3,7 +3,6 @@
 import functools
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import kwslib
-from kwslib import cli as program
+from kwslib import cli as commands
 from kwslib.checkpoint import save_checkpoint
 from kwslib.data.features import WaveToSpec
 from kwslib.io import KwsError, cli
@@ -149,17 +148,16 @@ def test_load_takes_file_folder_or_card(checkpoint):
 # -- bad input
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
+def run(*arguments):
     with pytest.raises(SystemExit) as e:
-        cli(program.main)
+        cli(lambda: commands.predict([*map(str, arguments)]))
     return e.value.code or 0
 
 
 def test_the_program_prints_what_predict_returns(spotter, checkpoint, tmp_path, monkeypatch, capsys):
     sf.write(tmp_path / "a.wav", chirp(rate=8000), 8000)
     sf.write(tmp_path / "b.wav", chirp(2, start=3000, end=400), 16000)
-    assert run(monkeypatch, checkpoint, tmp_path / "a.wav", tmp_path / "b.wav", "--top", "4") == 0
+    assert run(checkpoint, tmp_path / "a.wav", tmp_path / "b.wav", "--top", "4") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         f"{f}: " + "  ".join(f"{label} {p:.1%}" for label, p in spotter.predict(f))
@@ -193,7 +191,7 @@ def test_bad_sounds(spotter, checkpoint, tmp_path, monkeypatch, capsys, name):
 
 def one_line(monkeypatch, capsys, name, match, *arguments):
     capsys.readouterr()
-    assert run(monkeypatch, *arguments) == 2
+    assert run(*arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and name in err and match in err
 
