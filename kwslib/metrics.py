@@ -10,19 +10,26 @@ def confusion_matrix(targets, predictions, n_classes):
     return np.bincount(np.asarray(targets) * n_classes + predictions, minlength=n_classes**2).reshape(n_classes, -1)
 
 
-def speaker_interval(correct, speakers, level=0.95, draws=2000, seed=0):
-    """Percentile bootstrap interval of the mean of `correct` (n,), resampling speakers (n,) with replacement.
+def speaker_bootstrap(values, speakers, draws=2000, seed=0, statistic=np.divide):
+    """(draws,) means of `values` (n,), each over as many `speakers` (n,) as there are, drawn with replacement.
 
-    Clips of one speaker are alike, so resampling clips would give an interval that is too narrow
+    statistic: what a draw gives, in place of the mean: a function of the sums of its values and of its numbers of
+    clips, both (m,). Clips of one speaker are alike, so that drawing clips would give intervals that are too narrow
     (Bisani & Ney 2004, section 2, for the bootstrap in speech recognition).
     """
     _, who = np.unique(speakers, return_inverse=True)
-    right, total = np.bincount(who, weights=correct), np.bincount(who)
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(len(total), size=(draws, len(total)))
-    means = right[picks].sum(1) / total[picks].sum(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return [float(low), float(high)]
+    sums, counts = np.bincount(who, weights=np.asarray(values, float)), np.bincount(who)
+    rng, found = np.random.default_rng(seed), []
+    for start in range(0, draws, 1000):  # a thousand at a time: memory
+        picks = rng.integers(len(counts), size=(min(1000, draws - start), len(counts)))
+        found.append(statistic(sums[picks].sum(1), counts[picks].sum(1)))
+    return np.concatenate(found)
+
+
+def speaker_interval(correct, speakers, level=0.95, draws=2000, seed=0):
+    """Percentile interval of the mean of `correct` (n,) over the choice of speakers (n,), by `speaker_bootstrap`."""
+    means = speaker_bootstrap(correct, speakers, draws, seed)
+    return np.quantile(means, [(1 - level) / 2, (1 + level) / 2]).tolist()
 
 
 def report(targets, predictions, speakers, labels):

@@ -1,10 +1,12 @@
-"""What accuracy does not say: whether one model is better than another, whether its confidence is true, what it rejects."""
+"""What accuracy does not say: whether one model is better than another, is calibrated, and rejects unknown words."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from kwslib.metrics import speaker_bootstrap
 
 BINS = 15  # of confidence, equally wide (Guo et al. 2017, section 2)
 
@@ -15,24 +17,18 @@ def paired_bootstrap(better, worse, speakers, draws=10_000, seed=0):
     Returns the difference in accuracy, its 95 % interval, and p: twice the share of resamples on the far side of
     zero (Efron & Tibshirani 1993, section 15.4), at least 2 / draws.
     """
-    _, who = np.unique(speakers, return_inverse=True)
-    gain = np.bincount(who, weights=np.asarray(better, float) - np.asarray(worse, float))
-    total, rng, means = np.bincount(who), np.random.default_rng(seed), []
-    for _ in range(0, draws, 1000):  # a thousand at a time: memory
-        picks = rng.integers(len(total), size=(min(1000, draws), len(total)))
-        means.append(gain[picks].sum(1) / total[picks].sum(1))
-    means = np.concatenate(means)
-    low, high = np.quantile(means, [0.025, 0.975])
+    gain = np.asarray(better, float) - np.asarray(worse, float)
+    means = speaker_bootstrap(gain, speakers, draws, seed)
     tail = min((means <= 0).mean(), (means >= 0).mean())
     return {
-        "difference": float(gain.sum() / total.sum()),
-        "interval": [float(low), float(high)],
+        "difference": float(gain.mean()),
+        "interval": np.quantile(means, [0.025, 0.975]).tolist(),
         "p": float(min(1.0, max(2 * tail, 2 / len(means)))),
     }
 
 
 def calibration_error(probabilities, targets, bins=BINS):
-    """Expected calibration error and its diagram: the mean gap between confidence and accuracy, over bins of confidence.
+    """Expected calibration error (the mean gap between confidence and accuracy over bins of confidence) and its diagram.
 
     probabilities (n, classes), targets (n,). The diagram is a list of {confidence, accuracy, n}, empty bins left out.
     """
@@ -68,7 +64,7 @@ def temperature_of(logits, targets):
 
 
 def calibration(logits, targets, held_logits, held_targets):
-    """Calibration error before and after a temperature that the held-out (validation) clips chose, with the diagrams."""
+    """Calibration error before and after a temperature chosen on held-out (validation) clips, with the diagrams."""
     t = temperature_of(held_logits, held_targets)
     error, diagram = calibration_error(logits.softmax(1), targets)
     scaled, after = calibration_error((logits / t).softmax(1), targets)

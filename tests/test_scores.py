@@ -121,3 +121,15 @@ def test_telephone_keeps_speech_and_drops_the_rest():
     waves = torch.cat([sines(), low[None]])
     kept = robustness.telephone(waves).square().mean(1) / waves.square().mean(1)
     assert kept.shape == (5,) and (kept[1:3] > 0.5).all() and (kept[3:] < 0.05).all()
+
+
+def test_speakers_are_drawn_whole_and_other_statistics_share_the_draws():
+    speakers, right = np.repeat(np.arange(30), 4), np.repeat(np.arange(30) < 20, 4)
+    means = metrics.speaker_bootstrap(right, speakers, draws=1500)
+    assert means.shape == (1500,) and means.mean() == pytest.approx(2 / 3, abs=0.02)
+    np.testing.assert_allclose(means * 30, np.round(means * 30))  # speakers, never single clips
+    np.testing.assert_array_equal(
+        metrics.speaker_bootstrap(right, speakers, 1500, statistic=lambda s, n: s), means * 120
+    )
+    assert np.array_equal(means, metrics.speaker_bootstrap(right, speakers, 1500))
+    assert not np.array_equal(means, metrics.speaker_bootstrap(right, speakers, 1500, seed=1))
