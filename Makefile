@@ -12,20 +12,18 @@ READY := $(VENV)/.ready
 RUN = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" JUPYTER_PREFER_ENV_PATH=1 DVC_NO_ANALYTICS=1 $(VENV)/bin/python -m
 unexport PYTHONPATH PYTHONHOME JUPYTER_PATH
 
-PIPELINE_quick := dvc.yaml
-PIPELINE_subset := profiles/subset/dvc.yaml
-PIPELINE_commands := profiles/commands/dvc.yaml
-PIPELINE_paper := profiles/paper/dvc.yaml
-PIPELINE_scan := profiles/scan/dvc.yaml
-PIPELINE_search := profiles/search/dvc.yaml
-PIPELINE_beyond := profiles/beyond/dvc.yaml
-FIGURES = $(if $(filter scan,$(PROFILE)),notebooks/05_scan.ipynb tmp/figures.ipynb -p read ../results/scan/scan.json -p report ..,\
-	$(if $(filter beyond,$(PROFILE)),notebooks/06_beyond.ipynb tmp/figures.ipynb -p out ..,\
-	notebooks/04_paper.ipynb tmp/figures.ipynb -p params ../$(dir $(PIPELINE_$(PROFILE)))params.yaml -p out ..))
+PROFILES := quick subset commands beyond paper scan search
+PIPELINE = $(if $(filter quick,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
+# `make prove`: the commit whose code made the results, and the stages (default: all that are out of date).
+BEFORE ?= HEAD
+STAGES ?=
 
 .DEFAULT_GOAL := help
+NOTEBOOK = $(if $(filter scan,$(PROFILE)),05_scan scan read=../results/scan/scan.json report=..,\
+	$(if $(filter beyond,$(PROFILE)),06_beyond subset out=..,04_paper $(PROFILE) out=..))
+
 .NOTPARALLEL:
-.PHONY: help env repro peers test figures readme lock clean profile
+.PHONY: help env repro stale prove peers test lint figures pages pipelines lock clean profile
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -33,30 +31,43 @@ help:  ## list the targets
 env: $(READY)  ## make .venv from the lock, requirements.txt
 
 # The quick profile's runs are short and take one thread each: as many go side by side as there are cores, four at most.
-# What they leave is for the last line, and would all be done by it alone.
-repro: profile $(READY)  ## repeat the runs, tables and figures: PROFILE=quick (default), subset, commands, beyond, paper, scan, search
+# What they leave is for the last line, which would do it all alone.
+repro: profile $(READY)  ## repeat the runs, tables and figures, and report what was reproduced: PROFILE=quick (default), subset, …
 ifeq ($(PROFILE),quick)
 	$(RUN) dvc repro corpus
 	$(RUN) dvc status dvc.yaml | sed -n 's/^\(train@.*\):$$/\1/p' | \
 		xargs -n 1 -P $(JOBS) env $(RUN) dvc repro --single-item
 endif
-	$(RUN) dvc repro $(PIPELINE_$(PROFILE))
+	$(RUN) dvc repro $(PIPELINE)
+	$(RUN) paper.reproduction $(if $(filter beyond,$(PROFILE)),subset,$(PROFILE))
+
+stale: $(READY)  ## list the stages whose committed results are not of this code; nothing where all are
+	@$(RUN) dvc repro --dry --allow-missing --all-pipelines
+
+prove: $(READY)  ## show that a change of the code changes no result, and renew dvc.lock: BEFORE=<commit of the old code>
+	$(RUN) paper.prove --before '$(BEFORE)' $(STAGES)
 
 # mamba-ssm is built without CUDA: only its plain PyTorch scan is wanted here.
 peers: $(READY)  ## add to .venv the packages that PROFILE=scan compares with: mambapy, transformers, mamba-ssm
 	MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(VENV)/bin/uv pip install --python $(VENV)/bin/python \
 		--no-build-isolation-package mamba-ssm --constraints requirements.txt 'mambapy==1.2.0' 'transformers==5.23.0' 'mamba-ssm==2.3.2.post1'
 
-test: $(READY)  ## run the tests and the notebooks
+lint: $(READY)  ## check the format and the style of the code
+	$(RUN) ruff format --check kwslib paper tests examples
+	$(RUN) ruff check kwslib paper tests examples
+
+test: lint  ## run the tests and the notebooks
 	$(RUN) pytest --nbval --nbval-current-env --durations=10 -q tests $(wildcard notebooks)
 
 figures: profile $(READY)  ## draw the tables and figures again from the committed results, as PROFILE says
-	@[ '$(PROFILE)' != search ] || { echo "error: profile search has no figures; its table is results/search/trials.md" >&2; exit 2; }
-	mkdir -p tmp
-	$(RUN) papermill --kernel python3 --no-progress-bar --cwd notebooks $(FIGURES)
+	@case '$(PROFILE)' in search) echo "error: profile search has no figures; its table is results/search/trials.md" >&2; exit 2 ;; esac
+	$(RUN) paper.execute $(NOTEBOOK)
 
-readme: $(READY)  ## write the README's tables and numbers again from the committed results
-	$(RUN) paper.pages README.md results/quick results/subset results/scan
+pages: $(READY)  ## write README.md and docs/results.md again from their templates and the committed results
+	$(RUN) paper.pages
+
+pipelines:  ## copy dvc.yaml to the profiles that share it
+	for profile in subset commands paper; do cp dvc.yaml profiles/$$profile/dvc.yaml; done
 
 lock:  ## resolve pyproject.toml into requirements.txt; UPGRADE=--upgrade takes newer releases
 	@test -x $(VENV)/bin/uv || { $(NEW_VENV); }
@@ -69,8 +80,8 @@ clean:  ## remove data, checkpoints and scratch; results, figures and .venv stay
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 profile:
-	@case '$(PROFILE)' in quick|subset|commands|paper|scan|search|beyond) ;; *) \
-		echo "error: no profile is called '$(PROFILE)'; choose PROFILE=quick, subset, commands, paper, scan, search or beyond" >&2; exit 2 ;; esac
+	@case ' $(PROFILES) ' in *' $(PROFILE) '*) ;; *) \
+		echo "error: no profile is called '$(PROFILE)'; choose one of: $(PROFILES)" >&2; exit 2 ;; esac
 
 define NEW_VENV
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -82,13 +93,12 @@ $(PYTHON) -m venv --clear $(VENV) && \
 $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: uv==$(UV_VERSION)
 endef
 
-# The lock holds setuptools too, and constrains the one package that must be built. The .pth line is
-# relative to site-packages, so that the folder may be moved.
+# The lock holds setuptools too, and constrains the one package that must be built.
 $(READY): pyproject.toml requirements.txt
 	@rm -f $(READY)
 	@echo "making $(VENV): about 5.5 GB, most of it the CUDA libraries that torch's Linux build brings"
 	@$(NEW_VENV)
 	$(VENV)/bin/uv pip install --python $(VENV)/bin/python --require-hashes \
 		--build-constraints requirements.txt -r requirements.txt
-	@echo ../../../.. > "$$($(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])')/kwslib.pth"
+	$(VENV)/bin/uv pip install --python $(VENV)/bin/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $(READY)

@@ -1,10 +1,14 @@
-"""Proof that a change of the code changes no training: the first epoch of a run, before and after, gives the same weights.
+"""Proof that a change of the code changes no result, for stages that take too long to run again.
 
-    python -m paper.prove results/subset/runs/mamba_light-0.json --before v0.1 --corpus data/subset
+    python -m paper.prove --before v0.1                               all stages that are out of date
+    python -m paper.prove --before v0.1 profiles/subset/dvc.yaml:train@mamba_light-0
 
-trains the first epoch of the run's own recipe twice, once with the code of the commit `--before` (in a git worktree) and once
-with the code in this folder. It compares every weight bit for bit, and the epoch's loss and accuracy with the history
-that the run left. The proof is written to results/subset/proofs/mamba_light-0.json.
+A training is proved by its first epoch: the run's own recipe is trained for one epoch with the code of the commit
+`--before` (in a git worktree) and with the code in this folder; all weights must be equal bit for bit, and the epoch's
+losses and accuracies must be those of the history that the run left. What only reads a checkpoint (robustness,
+streaming) is proved by running it on a shipped model with both codes: the results must be equal. Each proof is kept in
+results/<profile>/proofs, and only then is the stage's entry in dvc.lock renewed. Every other stage takes minutes: run
+it.
 """
 
 from __future__ import annotations
@@ -12,41 +16,64 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import signal
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from kwslib.io import KwsError, cli, machine, read_csv, read_json, write_json
+from kwslib.io import KwsError, cli, read_csv, read_json, write_json
 
-EPOCH_KEYS = ("training_loss", "training_accuracy", "validation_loss", "validation_accuracy")
+EPOCH = ("training_loss", "training_accuracy", "validation_loss", "validation_accuracy")
+WITNESS = "kwslib/pretrained/mamba_light.safetensors"  # a checkpoint that every clone has
+PER_MACHINE = ("machine", "seconds")
+TEACHERS = {
+    "mamba_mel_small": "mamba_mel_small",
+    "mamba_light": "mamba_light",
+}  # shipped, in place of those in the cache
 
 
-def first_epoch(tree, recipe, corpus, out, threads):
-    """Train one epoch of `recipe` with the code in the folder `tree`; the training is stopped when the epoch is saved.
+def first_epoch(tree, recipe, corpus, threads):
+    """Train one epoch of `recipe` with the code in the folder `tree`; the training is stopped once the epoch is saved.
 
-    recipe: the `config` of a result file. Returns {weights: SHA-256 over the names and bytes of all weights, and the epoch's losses
-    and accuracies as text}. Only the command line is used, so that old code can be asked too.
+    recipe: the `config` of a result file. corpus: folder of the packed corpus. Returns {weights: SHA-256 over the names
+    and bytes of all weights, and the epoch's losses and accuracies as text}. Old code is asked by its command line
+    alone.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "recipe.yaml", recipe)  # JSON is YAML
-    command = [sys.executable, "-m", "kwslib.train", "--config", out / "recipe.yaml", "--corpus", corpus.resolve(), "--out", out]
-    command += ["--threads", str(threads), "--device", "cpu"]
-    with open(out / "log.txt", "w") as log:
-        run = subprocess.Popen([*map(str, command)], cwd=tree, stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": str(tree)})
-        while not (saved := out / "resume.safetensors").exists() and run.poll() is None:
-            time.sleep(0.2)
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-    if not saved.exists():
-        raise KwsError(f"the first epoch did not end; {out / 'log.txt'} says why")
-    row = read_csv(out / "history.csv")[0]
-    return {"weights": weights_hash(saved), **{key: row[key] for key in EPOCH_KEYS}}
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        write_json(out / "recipe.yaml", recipe)  # JSON is YAML
+        arguments = ["--config", out / "recipe.yaml", "--corpus", corpus, "--out", out, "--threads", threads]
+        with open(out / "log", "w") as log:
+            run = subprocess.Popen(
+                python(tree, "kwslib.train", *arguments), cwd=tree, stdout=log, stderr=log, env=only(tree)
+            )
+            while not (out / "resume.safetensors").exists() and run.poll() is None:
+                time.sleep(0.2)
+            run.kill()
+            run.wait()
+        if not (out / "resume.safetensors").exists():
+            raise KwsError(f"the first epoch did not end in {tree}: {(out / 'log').read_text().strip()[-300:]}")
+        row = read_csv(out / "history.csv")[0]
+        return {"weights": weights_hash(out / "resume.safetensors"), **{key: row[key] for key in EPOCH}}
+
+
+def python(tree, module, *arguments):
+    """The command that runs a module of `tree` (where an older layout has it elsewhere, there)."""
+    package, name = module.split(".")
+    if package == "paper" and not (Path(tree) / "paper").is_dir():
+        module = f"kwslib.{name}"
+    return [sys.executable, "-m", module, *map(str, arguments)]
+
+
+def only(tree):
+    """An environment in which Python imports from `tree` first."""
+    return os.environ | {"PYTHONPATH": str(tree)}
 
 
 def weights_hash(path):
-    """SHA-256 over the names, dtypes and bytes of the tensors `model.*` of a resume file."""
+    """SHA-256 over the names, dtypes, shapes and bytes of the tensors `model.*` of a resume file."""
     from safetensors import safe_open
 
     digest = hashlib.sha256()
@@ -56,3 +83,142 @@ def weights_hash(path):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def training_of(profile, kind, name, root):
+    """(recipe, corpus folder, threads, first row of the history or None) of a training stage's committed result."""
+    results = root / "results" / profile
+    timing = read_json(results / "timing" / f"{name}.json", "timing")
+    if kind == "train":
+        recipe = read_json(results / "runs" / f"{name}.json", "result file")["config"]
+        row = read_csv(results / "history" / f"{name}.csv")[0]
+        row = {key: row[key] for key in EPOCH}
+    else:
+        recipe, row = read_json(results / "trials" / f"{name}.json", "trial")["recipe"], None
+        shipped = [
+            str(root / f"kwslib/pretrained/{Path(t).name.rsplit('-', 1)[0]}.safetensors")
+            for t in recipe.get("teachers", [])
+        ]
+        recipe = recipe | ({"teachers": list(dict.fromkeys(shipped))} if shipped else {})
+    return recipe, root / "data" / profile, timing["machine"]["threads"], row
+
+
+def prove_training(profile, kind, name, trees, root):
+    """The proof of one training stage: {what, before, after, recorded}. Raises KwsError where they differ."""
+    recipe, corpus, threads, recorded = training_of(profile, kind, name, root)
+    kept = root / "tmp" / "prove" / trees["before"].name / f"{profile}-{name}.json"  # the old code need not run twice
+    if not kept.exists():
+        write_json(kept, first_epoch(trees["before"], old_keys(recipe), corpus, threads))
+    found = {"what": "first epoch", "threads": threads, "before": read_json(kept, "proof")}
+    found |= {"after": first_epoch(trees["after"], recipe, corpus, threads), "recorded": recorded}
+    same = found["before"] == found["after"] and (recorded is None or recorded.items() <= found["after"].items())
+    if not same:
+        raise KwsError(f"{profile} {name}: the first epoch differs ({found}); train it again")
+    return found
+
+
+def old_keys(recipe):
+    """The recipe without the keys that are empty: code from before such a key existed takes it."""
+    return {key: value for key, value in recipe.items() if value != {}}
+
+
+def prove_reading(profile, kind, name, trees, root):
+    """The proof of a stage that reads a checkpoint: the hash of what it finds for the shipped model, equal for both
+    codes.
+    """
+    found = {"what": f"{kind} of {WITNESS}"}
+    for when, tree in trees.items():
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "out.json" if kind == "streaming" else Path(folder)
+            corpus = root / "data" / "subset"
+            more = ("--hours", 0.5) if kind == "streaming" else ()
+            command = python(tree, f"paper.{kind}", root / WITNESS, "--corpus", corpus, "--out", out, *more)
+            subprocess.run(command, cwd=tree, env=only(tree), check=True, capture_output=True)
+            result = read_json(next(Path(folder).rglob("*.json")), "result")
+        result = {key: value for key, value in result.items() if key not in PER_MACHINE}
+        found[when] = hashlib.sha256(repr(sorted(result.items())).encode()).hexdigest()
+    if found["before"] != found["after"]:
+        raise KwsError(f"{profile} {name}: the results differ; run the stage again")
+    return found
+
+
+PROOFS = {"train": prove_training, "trial": prove_training, "taught": prove_training,
+          "robustness": prove_reading, "streaming": prove_reading}  # fmt: skip
+
+
+def stale(repo):
+    """The addresses of all stages whose dependencies, parameters or command are not those of their lock file."""
+    return [
+        stage.addressing
+        for stage in repo.index.stages
+        if stage.changed_stage() or stage.changed_deps(allow_missing=True)
+    ]
+
+
+def renew(repo, address):
+    """Enter a stage's dependencies, parameters and outputs, as they are now, into its lock file; absent outputs keep
+    their entry.
+    """
+    (stage,) = repo.stage.collect(address)
+    with repo.lock:
+        stage.save(allow_missing=True, run_cache=False)
+        stage.dump(update_pipeline=False)
+
+
+def prove(before, addresses=(), root=".", jobs=2):
+    """Prove the stages `addresses` (default: all that are out of date), renew their entries; returns the sentences of
+    what failed.
+    """
+    from dvc.repo import Repo
+
+    root, repo, failed = Path(root).resolve(), Repo(str(root)), []
+    commit = subprocess.run(["git", "rev-parse", before], cwd=root, capture_output=True, text=True)
+    if commit.returncode:
+        raise KwsError(f"commit {before!r} is not in this repository; name one whose code made the results")
+    commit = commit.stdout.strip()
+    tree = root / "tmp" / "prove" / "trees" / commit
+    if not tree.is_dir():
+        subprocess.run(
+            ["git", "worktree", "add", "--detach", "--force", tree, commit], cwd=root, check=True, capture_output=True
+        )
+    trees = {"before": tree, "after": root}
+
+    def one(address):
+        path, _, stage = address.rpartition(":")
+        kind, _, name = stage.partition("@")
+        profile = Path(path).parent.name or "quick"
+        profile = "subset" if profile == "beyond" else profile
+        if kind not in PROOFS:
+            return f"{address}: no proof is known for this kind of stage; run it: dvc repro --single-item {address}"
+        try:
+            proof = PROOFS[kind](profile, kind, name, trees, root)
+        except KwsError as e:
+            return str(e)
+        write_json(root / "results" / profile / "proofs" / f"{kind}-{name}.json", {"commit_before": commit, **proof})
+        print(f"{address}: same", flush=True)
+        return None
+
+    addresses = list(addresses) or stale(repo)
+    with ThreadPoolExecutor(jobs) as pool:
+        for address, problem in zip(addresses, pool.map(one, addresses)):
+            if problem:
+                failed.append(problem)
+            else:
+                renew(repo, address)
+    return failed
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("stages", nargs="*", help="addresses of stages (default: all that are out of date)")
+    parser.add_argument("--before", required=True, help="commit whose code made the results")
+    parser.add_argument("--jobs", type=int, default=2, help="proofs at a time (default 2)")
+    a = parser.parse_args()
+    failed = prove(a.before, a.stages, jobs=a.jobs)
+    for problem in failed:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,136 @@
+"""How much of what the repository holds did a rerun reproduce? Counts first, then each difference.
+
+    python -m paper.reproduction quick
+
+compares every number of results/<profile> in the last commit with the file as it is now, except what depends on the
+machine (timing/, benchmark.json, notebooks, proofs and the tables that are made from these). It prints the report and
+writes its counts to results/<profile>/reproduction.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+from kwslib.io import KwsError, cli, write_json
+from kwslib.machine import machine
+
+PER_MACHINE = (
+    "timing/",
+    "benchmark.json",
+    "notebooks/",
+    "proofs/",
+    "tables/",
+    "reproduction.json",
+    "trials.md",
+    "beyond/",
+)
+# Another processor rounds differently, and training amplifies it: these differences are expected there, and no more.
+SHARES, POINTS, RELATIVE = ("accuracy", "interval", "f1", "precision", "recall"), 0.05, 0.25
+TOLERANCE = (
+    f"{100 * POINTS:.0f} points for accuracies, F1, precision and recall, {100 * RELATIVE:.0f} % for other numbers"
+)
+
+
+def leaves(value, path=""):
+    """Every number, text and truth value in nested dicts and lists, with its path."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        yield path, value
+        return
+    for key, child in items:
+        yield from leaves(child, f"{path}.{key}".lstrip("."))
+
+
+def numbers(name, text):
+    """{path: value} of a result file's numbers."""
+    if name.endswith(".csv"):
+        rows = list(csv.DictReader(io.StringIO(text)))
+        found = {f"{i}.{key}": float(value) for i, row in enumerate(rows, 1) for key, value in row.items() if value}
+    else:
+        found = dict(leaves(json.loads(text)))
+    return {key: v for key, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+
+
+def judge(path, old, new):
+    """ "identical", "within tolerance" or "different", of one number."""
+    if old == new:
+        return "identical"
+    if new is None:
+        return "different"
+    if any(word in path for word in SHARES) and max(abs(old), abs(new)) <= 1:
+        return "within tolerance" if abs(old - new) <= POINTS else "different"
+    return "within tolerance" if math.isclose(old, new, rel_tol=RELATIVE) else "different"
+
+
+def committed(folder, root="."):
+    """{name: text} of the result files of a folder in the last commit, without those that depend on the machine."""
+    listed = git(root, "ls-tree", "-r", "--name-only", "HEAD", "--", folder).splitlines()
+    kept = [
+        n for n in listed if n.endswith((".json", ".csv")) and not n.removeprefix(f"{folder}/").startswith(PER_MACHINE)
+    ]
+    return {name: git(root, "show", f"HEAD:{name}") for name in kept}
+
+
+def git(root, *arguments):
+    run = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    if run.returncode:
+        raise KwsError(f"git cannot tell what the repository holds ({run.stderr.strip()}); run this in a clone")
+    return run.stdout
+
+
+def compare(profile, root="."):
+    """The report of a profile: counts, number of files, and what moved as [(file, path, committed, now, verdict)];
+    None where the repository holds no results of it."""
+    old = committed(f"results/{profile}", root)
+    if not old:
+        return None
+    counts, moved = Counter({"identical": 0, "within tolerance": 0, "different": 0}), []
+    for name, text in old.items():
+        now = Path(root) / name
+        new = numbers(name, now.read_text()) if now.is_file() else {}
+        for path, value in numbers(name, text).items():
+            verdict = judge(path, value, new.get(path))
+            counts[verdict] += 1
+            if verdict != "identical":
+                moved.append((name, path, value, new.get(path), verdict))
+    found = {"profile": profile, "commit": git(root, "rev-parse", "HEAD").strip(), "files": len(old)}
+    return found | {"counts": dict(counts), "tolerance": TOLERANCE, "machine": machine(), "moved": moved}
+
+
+def report(found, most=20):
+    """The report as text, counts first, the largest differences after them."""
+    total, counts = sum(found["counts"].values()), found["counts"]
+    lines = [f"Reproduction of profile {found['profile']}: {total:,} numbers in {found['files']} files."]
+    lines += [f"  {count:7,} {verdict}" for verdict, count in counts.items()]
+    lines.append(f"Tolerance: {found['tolerance']}.")
+    order = {"different": 0, "within tolerance": 1}
+    for name, path, old, new, verdict in sorted(found["moved"], key=lambda m: order[m[4]])[:most]:
+        by = "absent now" if new is None else f"now {new:.6g}, by {new - old:+.3g}"
+        lines.append(f"  {verdict}: {name} {path}: {old:.6g}, {by}")
+    if len(found["moved"]) > most:
+        lines.append(f"  … and {len(found['moved']) - most:,} more")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("profile", help="name of a profile, such as quick")
+    profile = parser.parse_args().profile
+    found = compare(profile)
+    if not found:
+        print(f"The repository holds no results of profile {profile} yet: there is nothing to compare with.")
+        return 0
+    print(report(found))
+    write_json(f"results/{profile}/reproduction.json", {k: v for k, v in found.items() if k != "moved"})
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,171 @@
+"""The pipeline: its files agree, nothing committed is stale, and its tools say what they found."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from kwslib.io import KwsError, write_json
+from paper import execute, prove, reproduction
+
+
+def git(folder, *arguments):
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository with one committed result of profile `mine`."""
+    git(tmp_path, "init", "-q")
+    folder = tmp_path / "results/mine"
+    for part in ("runs", "history", "timing"):
+        (folder / part).mkdir(parents=True)
+    write_json(
+        folder / "runs/a-0.json", {"model": "a", "test": {"accuracy": 0.9, "n": 200}, "confusion": [[10, 2], [0, 8]]}
+    )
+    (folder / "history/a-0.csv").write_text("epoch,training_loss\n1,2.5\n2,1.25\n")
+    write_json(folder / "timing/a-0.json", {"seconds": 12.5})
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-qm", "results")
+    return tmp_path
+
+
+def test_profiles_that_share_the_pipeline_hold_the_same_file(root):
+    for profile in ("subset", "commands", "paper"):
+        assert (root / f"profiles/{profile}/dvc.yaml").read_text() == (root / "dvc.yaml").read_text(), "make pipelines"
+
+
+def test_every_stage_depends_on_whole_rooms_and_existing_files(root):
+    import yaml
+
+    for path in (root / "dvc.yaml", *sorted(root.glob("profiles/*/dvc.yaml"))):
+        for name, stage in yaml.safe_load(path.read_text())["stages"].items():
+            stage = stage.get("do", stage)
+            code = [d for d in stage["deps"] if d.startswith(("kwslib", "paper", "notebooks")) and "$" not in d]
+            assert code and all((root / d).exists() for d in code), f"{path} {name}"
+            for room in ("scan", "models", "data", "training"):
+                inside = [d for d in code if d.startswith(f"kwslib/{room}/")]
+                assert inside in ([], ["kwslib/models/registry.py"]), f"{path} {name} names files of a room: {inside}"
+
+
+def test_nothing_that_is_committed_is_stale(root):
+    if not (root / ".git").exists():
+        pytest.skip("not a clone: no .git")
+    if git(root, "status", "--porcelain", "kwslib", "paper", "notebooks"):
+        pytest.skip("the code has changes that are not committed; make stale lists what they touch")
+    from dvc.repo import Repo
+
+    assert prove.stale(Repo(str(root))) == []
+
+
+def test_a_faithful_rerun_is_identical_and_timings_do_not_count(repository):
+    write_json(repository / "results/mine/timing/a-0.json", {"seconds": 99})
+    found = reproduction.compare("mine", repository)
+    assert found["counts"] == {"identical": 10, "within tolerance": 0, "different": 0} and found["moved"] == []
+    assert "10 numbers in 2 files" in reproduction.report(found)
+
+
+def test_what_moved_is_named_with_its_distance(repository):
+    run = {"model": "a", "test": {"accuracy": 0.88, "n": 100}, "confusion": [[10, 2], [0]]}
+    write_json(repository / "results/mine/runs/a-0.json", run)
+    found = reproduction.compare("mine", repository)
+    assert found["counts"] == {"identical": 7, "within tolerance": 1, "different": 2}
+    text = reproduction.report(found)
+    assert "test.accuracy: 0.9, now 0.88, by -0.02" in text and "confusion.1.1: 8, absent now" in text
+    assert (
+        text.index("7 identical") < text.index("test.accuracy")
+        and "different: results/mine/runs/a-0.json test.n" in text
+    )
+
+
+def test_a_profile_without_committed_results_is_said_to_have_none(repository):
+    assert reproduction.compare("other", repository) is None
+
+
+def test_execute_refuses_what_the_notebook_lacks(root, monkeypatch):
+    monkeypatch.chdir(root)
+    with pytest.raises(KwsError, match="notebooks/07_none.ipynb does not exist"):
+        execute.execute("07_none", "tiny", {})
+    with pytest.raises(KwsError, match="has no parameter 'colour'"):
+        execute.execute("01_data", "tiny", {"colour": 1})
+    with pytest.raises(KwsError, match="profile 'huge'"):
+        execute.execute("01_data", "huge", {})
+
+
+def test_a_failing_notebook_leaves_nothing_under_its_final_name(tmp_path, monkeypatch):
+    import nbformat
+
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "params.yaml").write_text("{}")
+    notebook = nbformat.v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        cells=[
+            nbformat.v4.new_code_cell("fail = True", metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell("import sys; print('seen'); print('progress', file=sys.stderr)"),
+            nbformat.v4.new_code_cell("if fail: raise ValueError('broken')"),
+        ]
+    )
+    nbformat.write(notebook, tmp_path / "notebooks/01_data.ipynb")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KwsError, match="ValueError: broken; tmp/failed/01_data.ipynb shows where"):
+        execute.execute("01_data", "quick", {})
+    assert not (tmp_path / "results").exists()
+    texts = []
+    for _ in range(2):
+        done = execute.execute("01_data", "quick", {"fail": False})
+        texts.append(done.read_text())
+    assert texts[0] == texts[1] and "seen" in texts[0] and texts[0].count("progress") == 1  # the source, not the output
+
+
+def test_proof_accepts_the_same_weights_and_refuses_others(root, tmp_path, monkeypatch):
+    from kwslib.data.corpus import pack
+
+    pack("synthetic", tmp_path / "data/mine", words=["go", "stop"], speakers=(8, 3, 3))
+    recipe = {
+        "model": "mamba_mfcc_small",
+        "epochs": 90,
+        "batch_size": 8,
+        "lr": 1e-3,
+        "task": "all",
+        "background_snr": None,
+    }
+    corpus = tmp_path / "data/mine"
+    first = prove.first_epoch(root, recipe, corpus, 1)
+    results = tmp_path / "results/mine"
+    (results / "history").mkdir(parents=True)
+    write_json(results / "runs/m-0.json", {"config": recipe})
+    write_json(results / "timing/m-0.json", {"machine": {"threads": 1}})
+    columns = list(prove.EPOCH)
+    (results / "history/m-0.csv").write_text(",".join(columns) + "\n" + ",".join(first[c] for c in columns) + "\n")
+    trees = {"before": root, "after": root}
+    proof = prove.prove_training("mine", "train", "m-0", trees, tmp_path)
+    assert proof["before"] == proof["after"] == first
+
+    write_json(results / "runs/m-0.json", {"config": recipe | {"lr": 2e-3}})
+    shutil.rmtree(tmp_path / "tmp")
+    with pytest.raises(KwsError, match="mine m-0: the first epoch differs"):
+        prove.prove_training("mine", "train", "m-0", trees, tmp_path)
+
+
+def test_the_hash_of_weights_sees_one_bit(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    weights = {"model.a": torch.zeros(3), "other": torch.zeros(2)}
+    hashes = []
+    for name, change in (
+        ("same", {}),
+        ("again", {"other": torch.ones(2)}),
+        ("bit", {"model.a": torch.tensor([0, 0, 1e-30])}),
+    ):
+        save_file(weights | change, tmp_path / name)
+        hashes.append(prove.weights_hash(tmp_path / name))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_committed_results_are_json(root):
+    for path in root.glob("results/*/proofs/*.json"):
+        proof = json.loads(path.read_text())
+        assert proof["before"] == proof["after"], path
