@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -60,27 +61,40 @@ def find_checkpoint(path):
     if not file.is_file() and len(Path(path).parts) == 1:
         file = max(file, PRETRAINED / f"{path}.safetensors", key=Path.is_file)
     if not file.is_file():
-        names = ", ".join(pretrained())
+        names = ", ".join(model.name for model in pretrained())
         raise KwsError(f"checkpoint {file} does not exist; train one with kws train, or load one of {names} by name")
     return file
 
 
-def pretrained():
-    """The models that come with kwslib: {name: {words, accuracy, interval, n, licence, data_licence}}.
+class Pretrained(NamedTuple):
+    """A model that comes with kwslib; `kwslib.load(name)` loads it.
 
-    accuracy is the share of right answers on the `n` test clips of those words, and interval its 95 % interval;
-    licence is that of the weights. `kwslib.load(name)` loads one.
+    words: its labels. accuracy: the share of right answers on the `n` test clips of those words, with its 95 %
+    interval. licence: of the weights; data_licence: of the recordings that they were trained on.
     """
+
+    name: str
+    words: list[str]
+    accuracy: float
+    interval: list[float]
+    n: int
+    licence: str
+    data_licence: str
+
+
+def pretrained():
+    """The models that come with kwslib, a list of `Pretrained`."""
     cards = {path.stem: read_json(path, "model card") for path in sorted(PRETRAINED.glob("*.json"))}
-    return {
-        name: {
-            "words": card["labels"],
-            **{k: card["test"][k] for k in ("accuracy", "interval", "n")},
-            "licence": card["licence"],
-            "data_licence": card["corpus"]["licence"],
-        }
+    return [
+        Pretrained(
+            name,
+            card["labels"],
+            **{key: card["test"][key] for key in ("accuracy", "interval", "n")},
+            licence=card["licence"],
+            data_licence=card["corpus"]["licence"],
+        )
         for name, card in cards.items()
-    }
+    ]
 
 
 def frontend_of(config):

@@ -91,8 +91,8 @@ def train(config, progress=True):
             place.say(f"validation accuracy halved: back to epoch {run['best_epoch']}, learning rate / 5")
 
         card["validation"] = {"accuracy": run["best"], "epoch": run["best_epoch"], "n": len(validation.targets)}
-        card["training"] = {"epochs": epoch + 1, "clips": len(training.targets), "processes": place.world}
-        card["training"]["precision"] = "bf16" if place.bf16 else "fp32"
+        card["training"] = {"epochs": epoch + 1, "clips": len(training.targets)}
+        card["training"] |= {"precision": "bf16" if place.bf16 else "fp32", "processes": place.world}
         card["finished"] = epoch + 1 == config.epochs
         if place.first:
             speed = (epoch + 1) * batches.clips() / run["trained"]
