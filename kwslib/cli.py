@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import sys
+from typing import Literal, get_args, get_origin
 
 from kwslib.io import KwsError, cli
 
@@ -45,13 +46,17 @@ def train_parser():
     """The parser of `kws train`: every key of Config is an option, with its meaning and default."""
     from kwslib.training.config import Config
 
-    parser = parser_of("train", train.__doc__, epilog="A value is YAML: null, 5e-4, [0, 30]. Lists may also be written "
-                       "without brackets: --task yes no _unknown_.")  # fmt: skip
-    parser.add_argument("--config", help="recipe: a file, or the name of one that comes with kwslib")
+    epilog = "A value is YAML: null, 5e-4, [0, 30]. A list may lack its brackets: --task yes no _unknown_."
+    parser = parser_of("train", train.__doc__, epilog=epilog, usage="kws train [--config RECIPE] [--KEY VALUE] …")
+    parser.add_argument("--config", metavar="RECIPE", help="a file, or the name of a recipe that comes with kwslib")
+    keys = parser.add_argument_group("keys of the recipe")
     for key, field in Config.model_fields.items():
         default = field.default if isinstance(field.default, str) else json.dumps(field.default)  # JSON is YAML
         text = f"{field.description} (default: {default})".replace("%", "%%")
-        parser.add_argument(f"--{key.replace('_', '-')}", nargs="+", metavar="VALUE", help=text)
+        if choices := get_args(field.annotation) if get_origin(field.annotation) is Literal else ():
+            text = f"{', '.join(choices)}: {text}"
+        values = {"nargs": "+", "metavar": "VALUE"} if "list" in str(field.annotation) else {"metavar": "VALUE"}
+        keys.add_argument(f"--{key.replace('_', '-')}", help=text, **values)
     return parser
 
 
@@ -71,7 +76,8 @@ def train(argv=None):
         raise KwsError(f"{unknown[0]!r} is not an option; {hint}")
     values = {k: v for k, v in vars(given).items() if v is not None}
     name = values.pop("config", None)
-    values = {k: parse_yaml(v[0]) if len(v) == 1 else [parse_yaml(item) for item in v] for k, v in values.items()}
+    values = {k: v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in values.items()}
+    values = {k: list(map(parse_yaml, v)) if isinstance(v, list) else parse_yaml(v) for k, v in values.items()}
     run(load_config(name, **values))
     leave()
 

@@ -95,7 +95,7 @@ def cli(main):
         remedy = "free some space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a folder you may write to"
         message = f"cannot write {e.filename or 'the output'}: {e.strerror}; {remedy}"
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        print("stopped before the end; the same command continues or starts again", file=sys.stderr)
         sys.exit(130)
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

@@ -18,8 +18,8 @@ from kwslib.io import KwsError, read_csv
 from kwslib.models.registry import MODELS, build
 from kwslib.training import loop as training
 from kwslib.training.config import Config
-from kwslib.training.optim import Average, Schedule, make_optimizer
-from kwslib.training.resume import load_resume, recipe_of, save_resume
+from kwslib.training.optim import Schedule, make_optimizer
+from kwslib.training.resume import Run, recipe_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,29 +114,29 @@ def test_every_model_takes_the_same_step_after_a_break(tmp_path, name, optimizer
     """Kernels may be channels-last, and a fused step pairs weights and moments by their place in memory."""
     config = Config(model=name, optimizer=optimizer, lr=1e-2, corpus="", ema=0.9)
 
-    def step(model, optimizer, average, seed):
+    def step(run, seed):
         generator = torch.Generator().manual_seed(seed)
-        for p in model.parameters():
+        for p in run.model.parameters():
             noise = torch.randn(p.shape, generator=generator)
             p.grad = torch.empty_like(p).copy_(noise)
-        optimizer.step()
-        average.update(model)
+        run.optimizer.step()
+        run.average.update(run.model)
 
     def fresh():
         torch.manual_seed(0)
         model = build(name, 3)
-        return model, make_optimizer(model, config, torch.device("cpu")), Average(model, config.ema)
+        card = {"recipe": recipe_of(config), "corpus": {"checksum": "0"}}
+        return Run(model, make_optimizer(model, config, torch.device("cpu")), config.ema, card)
 
-    first, card = fresh(), {"recipe": recipe_of(config), "corpus": {"checksum": "0"}}
-    step(*first, 1)
-    save_resume(tmp_path / "resume", {"card": card}, first[0], {}, first[1], first[2])
-    second = fresh()
-    assert load_resume(tmp_path / "resume", card, *second)
-    for parts in (first, second):
-        step(*parts, 2)
-    for a, b in zip(first[0].state_dict().items(), second[0].state_dict().items()):
+    first, second = fresh(), fresh()
+    step(first, 1)
+    first.save(tmp_path / "resume")
+    assert second.load(tmp_path / "resume")
+    step(first, 2)
+    step(second, 2)
+    for a, b in zip(first.model.state_dict().items(), second.model.state_dict().items()):
         assert a[0] == b[0] and torch.equal(a[1], b[1]), a[0]
-    assert all(torch.equal(v, second[2].weights[k]) for k, v in first[2].weights.items())
+    assert all(torch.equal(v, second.average.weights[k]) for k, v in first.average.weights.items())
 
 
 def test_a_damaged_resume_file_is_named(corpus, tmp_path):

@@ -21,7 +21,7 @@ def _pair(kind, low=-math.inf, ordered=True):
         if len(value) != 2 or any(isinstance(v, bool) or not isinstance(v, kind) for v in value):
             raise ValueError(f"it must be a list of two {'whole numbers' if kind is int else 'numbers'}")
         if not all(map(math.isfinite, value)) or min(value) < low:
-            raise ValueError(f"its numbers must be finite, and {low:g} or more")
+            raise ValueError("its numbers must be finite" + (f" and at least {low:g}" if math.isfinite(low) else ""))
         if ordered and value[0] > value[1]:
             raise ValueError("its lower number comes first")
         return value
@@ -100,8 +100,10 @@ def _complaint(key, error):
     bounds = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     found = {k: getattr(m, k) for m in Config.model_fields[key].metadata for k in bounds if hasattr(m, k)}
     if error["type"].startswith(("greater_than", "less_than")):
-        return "it must be " + " and ".join(f"{bounds[k]} {limit:g}" for k, limit in found.items())
-    kind = {**Config.model_json_schema()["properties"][key]}
+        return "it must be " + " and ".join(f"{bounds[k]} {limit:.10g}" for k, limit in found.items())
+    if error["type"] == "finite_number":
+        return "it must be finite"
+    kind = Config.model_json_schema()["properties"][key]
     kinds = [k.get("type", "") for k in kind.get("anyOf", [kind])]
     names = {"integer": "a whole number", "number": "a number", "string": "text", "array": "a list"}
     names["null"] = "nothing (null)"

@@ -20,96 +20,70 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kwslib.checkpoint import frontend_of, save_checkpoint
+from kwslib.checkpoint import frontend_of
 from kwslib.data.augment import Augment, SpecMask
 from kwslib.data.batches import Batches, epoch_seed
 from kwslib.data.corpus import load_corpus
 from kwslib.data.features import Normalise
 from kwslib.data.tasks import noise_of, select
-from kwslib.io import KwsError, write_csv, write_json
-from kwslib.machine import machine
+from kwslib.io import KwsError
 from kwslib.models.registry import build
 from kwslib.training.device import Place
 from kwslib.training.distil import soft_targets
-from kwslib.training.optim import Average, Schedule, make_optimizer
-from kwslib.training.resume import finished_run, load_resume, recipe_of, save_resume
+from kwslib.training.optim import Schedule, make_optimizer
+from kwslib.training.resume import CHECKPOINT, RESUME, Run, finished_run, recipe_of
 
 
 def train(config, progress=True):
     """Train `config.model` to the end, continuing what `config.out` holds. Returns the checkpoint's card."""
     place, corpus, out = Place(config), load_corpus(config.corpus), Path(config.out)
-    checkpoint, resume = out / "model.safetensors", out / "resume.safetensors"
     card = {"model": config.model, "recipe": recipe_of(config), "corpus": corpus.origin()}
     out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is refused now, not after the first epoch
-    if done := finished_run(checkpoint, resume, card):
-        place.note(f"{checkpoint} is trained already")
+    if done := finished_run(out, card):
+        place.note(f"{out / CHECKPOINT} is trained already")
         return done
 
     training, validation = (select(corpus, config.task, s, config.seed) for s in ("training", "validation"))
     torch.manual_seed(config.seed)
     frontend = frontend_of(config).to(place.device)
     model = build(config.model, len(training.labels), **config.model_options).to(place.device)
-    optimizer = make_optimizer(model, config, place.device)
-    average = Average(model, config.ema) if config.ema else None
-
-    if saved := load_resume(resume, card, model, optimizer, average):
-        (run, best), card = saved, saved[0]["card"]
-        place.note(f"continuing {config.model} after epoch {run['epoch']}")
+    run = Run(model, make_optimizer(model, config, place.device), config.ema, card)
+    if run.load(out / RESUME):
+        place.note(f"continuing {config.model} after epoch {run.epoch}")
     else:
+        if (out / RESUME).exists():
+            place.note(f"{out / RESUME} is of another recipe or corpus; starting anew")
         normalise = Normalise.measure(training, frontend, device=place.device)
-        card |= {"labels": training.labels, "features": frontend.options}
-        card |= {"normalisation": {"mean": normalise.mean, "std": normalise.std}}
-        run, best = {"epoch": 0, "best": -1.0, "lr_scale": 1.0, "history": [], "card": card}, {}
-        run |= {"seconds": 0.0, "trained": 0.0}  # all of it, and without validation
-    normalise = Normalise(**card["normalisation"])
+        run.card |= {"labels": training.labels, "features": frontend.options}
+        run.card["normalisation"] = {"mean": normalise.mean, "std": normalise.std}
+    normalise = Normalise(**run.card["normalisation"])
     batches = training_batches(config, place, corpus, training, frontend, normalise)
     checks = Batches(validation, frontend, normalise, 256, place.device)
     schedule, parallel = Schedule(config, len(batches)), place.parallel(model)
 
-    while run["epoch"] < config.epochs:
-        epoch, started = run["epoch"], time.perf_counter()
+    while run.epoch < config.epochs:
+        epoch, started = run.epoch, time.perf_counter()
         torch.manual_seed(epoch_seed(config.seed, epoch, place.rank))  # dropout
-        rates = [schedule(epoch * len(batches) + i) * run["lr_scale"] for i in range(len(batches))]
-        loss, accuracy = train_epoch(parallel, optimizer, batches, epoch, config, rates, place, average, progress)
-        run["trained"] += time.perf_counter() - started
+        rates = [schedule(epoch * len(batches) + i) * run.lr_scale for i in range(len(batches))]
+        loss = train_epoch(parallel, run.optimizer, batches, epoch, config, rates, place, run.average, progress)
+        run.trained += time.perf_counter() - started
         place.share_buffers(model)
-        judged = model if average is None else average.of(model)  # what is validated is what is kept
-        check_loss, check_accuracy = validate(judged, checks, place)
-        run["epoch"], run["seconds"] = epoch + 1, run["seconds"] + time.perf_counter() - started
-        measured = (epoch + 1, rates[-1], loss, accuracy, check_loss, check_accuracy)
-        run["history"].append(dict(zip(HISTORY, measured)))
+        check = validate(run.judged(), checks, place)
+        run.seconds += time.perf_counter() - started
+        run.end_epoch(rates[-1], *loss, *check)
         report_epoch(place, config, run, batches.clips())
-
-        if check_accuracy > run["best"]:
-            run["best"], run["best_epoch"] = check_accuracy, epoch + 1
-            best = {k: v.detach().cpu().clone() for k, v in judged.state_dict().items()}
-        elif check_accuracy < run["best"] / 2:  # the paper's guard: go back, and go slower
-            model.load_state_dict(best)
-            average = Average(model, config.ema) if average else None
-            optimizer.state.clear()
-            run["lr_scale"] /= 5
-            place.say(f"validation accuracy halved: back to epoch {run['best_epoch']}, learning rate / 5")
-
-        card["validation"] = {"accuracy": run["best"], "epoch": run["best_epoch"], "n": len(validation.targets)}
-        card["training"] = {"epochs": epoch + 1, "clips": len(training.targets)}
-        card["training"] |= {"precision": "bf16" if place.bf16 else "fp32", "processes": place.world}
-        card["finished"] = epoch + 1 == config.epochs
+        if check[1] < run.best / 2:
+            run.go_back()
+            place.say(f"validation accuracy halved: back to epoch {run.best_epoch}, learning rate / 5")
+        run.card["validation"] = {"accuracy": run.best, "epoch": run.best_epoch, "n": len(validation.targets)}
+        run.card["training"] = {"epochs": run.epoch, "clips": len(training.targets)}
+        run.card["training"] |= {"precision": "bf16" if place.bf16 else "fp32", "processes": place.world}
+        run.card["finished"] = run.epoch == config.epochs
         if place.first:
-            speed = (epoch + 1) * batches.clips() / run["trained"]
-            timing = {"seconds": run["seconds"], "clips_per_second": speed, "machine": machine()}
-            write_json(out / "timing.json", timing)
-            write_csv(out / "history.csv", run["history"])
-            save_checkpoint(checkpoint, best, card)  # after the history: it says whether the run is finished
-            if not card["finished"]:
-                save_resume(resume, run, model, best, optimizer, average)
-    if place.first:
-        resume.unlink(missing_ok=True)
+            run.write(out, batches.clips())
     place.wait()
-    place.say(f"best validation accuracy {run['best']:.2%} in epoch {run['best_epoch']}")
-    return card
-
-
-HISTORY = ("epoch", "lr", "training_loss", "training_accuracy", "validation_loss", "validation_accuracy")
+    place.say(f"best validation accuracy {run.best:.2%} in epoch {run.best_epoch}")
+    return run.card
 
 
 def training_batches(config, place, corpus, training, frontend, normalise):
@@ -192,8 +166,8 @@ def progress_bar(total, label, shown):
 
 def report_epoch(place, config, run, clips):
     """One line of results, and one of the time that is left."""
-    epoch, _, loss, accuracy, _, check = run["history"][-1].values()
+    epoch, _, loss, accuracy, _, check = run.history[-1].values()
     shares = f"training {accuracy:.2%}  validation {check:.2%}"
     place.say(f"{config.model} epoch {epoch}/{config.epochs}  loss {loss:.3f}  {shares}")
-    minutes = (config.epochs - epoch) * run["seconds"] / epoch / 60
-    place.note(f"{clips * epoch / run['trained']:.0f} clips/s, {minutes:.1f} min left")
+    minutes = (config.epochs - epoch) * run.seconds / epoch / 60
+    place.note(f"{clips * epoch / run.trained:.0f} clips/s, {minutes:.1f} min left")

@@ -6,9 +6,13 @@ import json
 
 import torch
 
-from kwslib.checkpoint import read_checkpoint
-from kwslib.io import KwsError, replacing
+from kwslib.checkpoint import read_checkpoint, save_checkpoint
+from kwslib.io import KwsError, replacing, write_csv, write_json
+from kwslib.machine import machine
 from kwslib.training.config import Config
+from kwslib.training.optim import Average
+
+CHECKPOINT, RESUME = "model.safetensors", "resume.safetensors"
 
 ELSEWHERE = ("out", "corpus", "device", "threads")  # of the machine, not of the recipe
 
@@ -25,60 +29,106 @@ def same_run(saved, card):
     return recipe == card["recipe"] and saved["corpus"]["checksum"] == card["corpus"]["checksum"]
 
 
-def finished_run(checkpoint, resume, card):
-    """The card of `checkpoint` where it is this very run, finished; else None."""
-    if not checkpoint.exists():
+def finished_run(out, card):
+    """The card of the checkpoint in `out` where it is of this very run, finished; else None."""
+    if not (out / CHECKPOINT).exists():
         return None
-    done = read_checkpoint(checkpoint)[1]
+    done = read_checkpoint(out / CHECKPOINT)[1]
     if not (done.get("finished") and same_run(done, card)):
         return None
-    resume.unlink(missing_ok=True)  # a run killed at its very last step leaves it
+    (out / RESUME).unlink(missing_ok=True)  # a run killed at its very last step leaves it
     return done
 
 
-def save_resume(path, run, model, best, optimizer, average):
-    """Everything the next epoch depends on, in one file, so that there is no moment at which parts disagree.
+class Run:
+    """A training under way, after `epoch` epochs: what moves, the best so far, and how far it has come.
 
-    run: the JSON part. best: the weights kept so far. average: an `Average` or None.
+    model, optimizer, average: an `Average` of the weights, or None where `ema` is 0. card: the checkpoint's. best: the
+    best validation accuracy, of `best_epoch`, with `best_weights`. lr_scale: what the guard left of the learning rate.
+    seconds: all of it; trained: without validation.
     """
-    from safetensors.torch import save
 
-    run = run | {"averaged": average.steps if average else 0}
-    parts = {"model": model.state_dict(), "best": best, "average": average.weights if average else {}}
-    tensors = {f"{part}.{k}": v for part, weights in parts.items() for k, v in weights.items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"moments.{i}.{k}": v for k, v in state.items()}
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with replacing(path) as scratch:
-        scratch.write_bytes(save(tensors, metadata={"run": json.dumps(run)}))
+    STATE = ("epoch", "best", "best_epoch", "lr_scale", "seconds", "trained", "history", "card")
+    HISTORY = ("epoch", "lr", "training_loss", "training_accuracy", "validation_loss", "validation_accuracy")
 
+    def __init__(self, model, optimizer, ema, card):
+        self.model, self.optimizer, self.ema, self.card = model, optimizer, ema, card
+        self.average = Average(model, ema) if ema else None
+        self.epoch, self.best, self.best_epoch, self.best_weights = 0, -1.0, 0, {}
+        self.lr_scale, self.seconds, self.trained, self.history = 1.0, 0.0, 0.0, []
 
-def load_resume(path, card, model, optimizer, average):
-    """Continue from what `save_resume` wrote: set the weights and moments, return (run, best).
+    def judged(self):
+        """The model that is validated and kept: with the averaged weights, where there are any."""
+        return self.average.of(self.model) if self.average else self.model
 
-    None where there is no file, or it is of another recipe or corpus. Raises KwsError for a damaged file.
-    """
-    from safetensors import SafetensorError, safe_open
+    def end_epoch(self, *measured):
+        """Count an epoch, whose row of the history is `measured`, and keep its weights if they are the best."""
+        self.epoch += 1
+        self.history.append(dict(zip(self.HISTORY, (self.epoch, *measured))))
+        if (accuracy := measured[-1]) > self.best:
+            self.best, self.best_epoch = accuracy, self.epoch
+            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.judged().state_dict().items()}
 
-    if not path.exists():
-        return None
-    try:
-        with safe_open(str(path), "pt") as f:
-            run = json.loads(f.metadata()["run"])
-            tensors = {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise KwsError(f"resume file {path} is damaged ({e}); delete it to train from the start") from None
-    if not same_run(run["card"], card):
-        return None
-    parts = {"model": {}, "best": {}, "average": {}, "moments": {}}
-    for key, tensor in tensors.items():
-        part, name = key.split(".", 1)
-        parts[part][name] = tensor
-    model.load_state_dict(parts["model"])
-    load_moments(optimizer, parts["moments"])
-    if average:
-        average.load(parts["average"], run["averaged"])
-    return run, parts["best"]
+    def go_back(self):
+        """To the best weights, without momentum, at a fifth of the learning rate: the paper's guard."""
+        self.model.load_state_dict(self.best_weights)
+        self.average = Average(self.model, self.ema) if self.ema else None
+        self.optimizer.state.clear()
+        self.lr_scale /= 5
+
+    def write(self, out, clips):
+        """Write the files of the epochs so far, of `clips` clips each; the card says whether all are done."""
+        speed = self.epoch * clips / self.trained
+        write_json(out / "timing.json", {"seconds": self.seconds, "clips_per_second": speed, "machine": machine()})
+        write_csv(out / "history.csv", self.history)
+        save_checkpoint(out / CHECKPOINT, self.best_weights, self.card)
+        if self.card["finished"]:
+            (out / RESUME).unlink(missing_ok=True)
+        else:
+            self.save(out / RESUME)
+
+    def save(self, path):
+        """Everything the next epoch depends on, in one file, so that there is no moment at which parts disagree."""
+        from safetensors.torch import save
+
+        run = {key: getattr(self, key) for key in self.STATE} | {"averaged": self.average.steps if self.average else 0}
+        parts = {"model": self.model.state_dict(), "best": self.best_weights}
+        parts["average"] = self.average.weights if self.average else {}
+        tensors = {f"{part}.{k}": v for part, weights in parts.items() for k, v in weights.items()}
+        for i, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"moments.{i}.{k}": v for k, v in state.items()}
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+        with replacing(path) as scratch:
+            scratch.write_bytes(save(tensors, metadata={"run": json.dumps(run)}))
+
+    def load(self, path):
+        """Continue from what `save` wrote. False where there is no file, or it is of another recipe or corpus.
+
+        Raises KwsError for a damaged file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not path.exists():
+            return False
+        try:
+            with safe_open(str(path), "pt") as f:
+                run = json.loads(f.metadata()["run"])
+                tensors = {k: f.get_tensor(k) for k in f.keys()}
+            state = {key: run[key] for key in self.STATE}
+        except (SafetensorError, KeyError, TypeError, ValueError) as e:
+            raise KwsError(f"resume file {path} is damaged ({e}); delete it to train from the start") from None
+        if not same_run(state["card"], self.card):
+            return False
+        parts = {"model": {}, "best": {}, "average": {}, "moments": {}}
+        for key, tensor in tensors.items():
+            part, name = key.split(".", 1)
+            parts[part][name] = tensor
+        self.__dict__.update(state, best_weights=parts["best"])
+        self.model.load_state_dict(parts["model"])
+        load_moments(self.optimizer, parts["moments"])
+        if self.average:
+            self.average.load(parts["average"], run["averaged"])
+        return True
 
 
 def load_moments(optimizer, moments):
