@@ -51,7 +51,7 @@ def our_training(name, steps):
     augment, mask = Augment(config.shift_ms, config.noise), SpecMask(config.freq_mask, config.time_mask)
     batches = Batches(clips(64 * steps), frontend, Normalise(-40.0, 20.0), 64, "cpu", augment, mask)
     few = Batches(clips(128), frontend, Normalise(-40.0, 20.0), 64, "cpu", augment, mask)
-    rates = [config.lr] * steps
+    rates = [config.lr] * max(2, steps)  # the warm-up takes two
     train = partial(train_epoch, model, optimizer, config=config, rates=rates, place=Place(config))
     train(few, 0)  # warm-up
     started = time.perf_counter()
