@@ -35,7 +35,7 @@ class Profile:
 
     def __init__(self, path, root="."):
         values = read_yaml(path, "parameter file", "the profiles are params.yaml and profiles/")
-        values = {"trials": {}, "taught": {}, **values}
+        values = {"common": {}, "each": {}, "train": {}, "trials": {}, "taught": {}, **values}
         for key, kind in self.KEYS.items():
             if not isinstance(values.get(key), kind):
                 raise KwsError(
