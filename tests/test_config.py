@@ -173,6 +173,7 @@ def test_commands_are_listed_and_others_refused(capsys):
         ("schedule_epochs: long\n", "config key schedule_epochs .*whole number or nothing"),
         ("noise: [2, 1]\n", "config key noise .*lower number comes first"),
         ("warmup: 1\n", "config key warmup is 1; it must be at least 0 and below 1"),
+        ("model_options: {n_classes: 3}\n", "config key model_options .*n_classes is not one of a model's options"),
         ("model_options: 3\n", "config key model_options is 3; it must be key: value pairs"),
         ("noise: 0.1\n", "config key noise .*must be a list"),
         ("lr: .inf\n", "config key lr is inf; it must be finite"),

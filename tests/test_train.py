@@ -32,6 +32,16 @@ def test_it_learns(corpus, tmp_path):
     assert card["validation"]["accuracy"] == max(float(h["validation_accuracy"]) for h in history)
 
 
+def test_options_of_the_model_reach_it_and_its_checkpoint(corpus, tmp_path):
+    small = {"d_model": 16, "n_layers": 2, "d_state": 4, "scan_backend": "reference"}
+    card = run(corpus, tmp_path / "run", epochs=1, model_options=small, **MAMBA)
+    assert card["recipe"]["model_options"] == small
+    trained = load(tmp_path / "run")
+    assert trained.model.blocks[0].mixer.A_log.shape[1] == 4 and len(trained.model.blocks) == 2
+    with pytest.raises(KwsError, match="has no option 'd_stat'"):
+        run(corpus, tmp_path / "wrong", model_options={"d_stat": 4}, **MAMBA)
+
+
 def test_bf16(corpus, tmp_path):
     card = run(corpus, tmp_path / "run", epochs=1, precision="bf16", **MAMBA)
     assert card["training"]["precision"] == "bf16"

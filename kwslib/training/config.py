@@ -29,8 +29,15 @@ def _pair(kind, low=-math.inf, ordered=True):
     return Annotated[list, AfterValidator(check)]
 
 
+def _options(value):
+    if taken := {"name", "n_classes"} & value.keys():
+        raise ValueError(f"{taken.pop()} is not one of a model's options: keys model and task say it")
+    return value
+
+
 Text = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)]
 Whole = Annotated[int, BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)]
+Options = Annotated[dict[str, Any], AfterValidator(_options)]
 Mask, Range = _pair(int, 0, ordered=False), _pair((int, float), 0)
 
 
@@ -41,7 +48,7 @@ class Config(BaseModel):
 
     # fmt: off
     model: str = Field("mamba_mel_small", description="name of the model, one of kwslib.MODELS")
-    model_options: dict[str, Any] = Field({}, description="options of the model, such as {d_state: 8}")
+    model_options: Options = Field({}, description="options of the model, such as {d_state: 8}")
     corpus: Text = Field("data/quick", description="folder of a packed corpus")
     task: str | list[str] = Field("all", description="the classes: all, v2-35, v2-12 or a list of words")
     out: Text = Field("checkpoints/run", description="folder for the checkpoint, the history and the resume file")
