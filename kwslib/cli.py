@@ -116,7 +116,7 @@ def predict(argv=None):
 
 
 def bench(argv=None):
-    """Time models: latency, throughput and memory."""
+    """Time models: latency and throughput."""
     from kwslib.benchmark import main as run
 
     run(argv)

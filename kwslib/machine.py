@@ -16,6 +16,19 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+@contextlib.contextmanager
+def threads(count):
+    """PyTorch on `count` threads inside."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def keep_memory():
     """Let the C library keep freed memory instead of returning it: a step's activations then cause no page faults.
 

@@ -27,11 +27,13 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
-from kwslib.benchmark import fit_exponent, peak_memory, threads, timings
+from kwslib.benchmark import timings
 from kwslib.io import KwsError, cli, write_json
-from kwslib.machine import keep_memory, machine
+from kwslib.machine import keep_memory, machine, threads
 from kwslib.scan import selective_scan
-from paper.benchmark_training import MODELS, models_part
+from paper.benchmark_models import fit_exponent
+from paper.benchmark_training import MODELS, benchmark_training
+from paper.memory import peak_memory
 
 CPU = torch.device("cpu")
 STATE = 16
@@ -39,11 +41,11 @@ BATCHES, CHANNELS, LENGTHS = (1, 16, 64, 256), (128, 256, 384), (31, 63, 101, 10
 LONG = (1000, 2000, 4000, 8000, 16_000, 32_000, 64_000)
 MOST_OURS = 40_000_000  # numbers (batch x length x channels) in one sequence tensor: eight such take 1.3 GB
 MOST_PEER = 27_000_000  # numbers with a state each, of which a peer keeps about ten tensors: 1.1 GB
-# Loops over PyTorch operations: backward writes a whole gradient for each step, so its time grows with the length squared.
+# Loops over PyTorch operations: backward writes a whole gradient for each step; its time is quadratic in the length.
 LOOPS, MOST_SQUARED = ("mamba_ssm", "transformers"), 6_200_000_000
-# Vector instructions per number with a state, counted in scan_kernels.py and scan_math.py. Forward: 1 for ΔA, 13 for 2**x,
-# 4 for the recurrence and the read-out. Backward: those again, and 8. What is per channel alone (softplus, gate)
-# costs 55 forward and 110 backward, over STATE states.
+# Vector instructions per number with a state, counted in kwslib/scan/cpu_kernels.py and cpu_math.py. Forward: 1 for ΔA,
+# 13 for 2**x, 4 for the recurrence and the read-out. Backward: those again, and 8. What is per channel alone (softplus,
+# gate) costs 55 forward and 110 backward, over STATE states.
 INSTRUCTIONS = {"forward": 18 + 55 / STATE, "both": 18 + 18 + 8 + (55 + 110) / STATE}
 # Numbers that must cross the memory bus, per batch x length x channels: u, Δ, z and y; then these three and
 # grad y read, and three gradients written. B, C and the kept states are small beside them.
@@ -128,7 +130,7 @@ def backward_too(run, leaves):
     return both
 
 
-def compare(makers, shapes, budget, show):
+def benchmark_shapes(makers, shapes, budget, show):
     """Rows of {shape, mode, threads, name: {ms, mb}} for every shape; what is too large has `missing` instead."""
     rows = []
     for shape, mode in itertools.product(shapes, ("forward", "both")):
@@ -176,7 +178,7 @@ def leaves_of(run, t):
 
 
 def differences(makers):
-    """Largest difference of each peer's output from the plain loop in float64, at one shape, over the largest output."""
+    """Largest difference of each output from the plain loop in float64, at one shape, over the largest output."""
     t = inputs(2, 63, 128)
     exact = ours({k: v.double() for k, v in t.items()})()
     return {name: float((make(t)() - exact).abs().max() / exact.abs().max()) for name, make in makers.items()}
@@ -195,7 +197,7 @@ def peaks(budget):
 
 
 def shares(rows, peak):
-    """kwslib's rate of vector instructions over a matrix product's of multiply-adds, and its share of the memory bandwidth.
+    """kwslib's vector instructions a second over a matrix product's multiply-adds, and its share of the bandwidth.
 
     The first may pass 1: the product does not fill the units, and not every instruction is a multiply-add.
     """
@@ -212,7 +214,7 @@ def shares(rows, peak):
     return rows
 
 
-def length_part(lengths, budget, channels=128):
+def benchmark_length(lengths, budget, channels=128):
     """Time and memory of one sequence, forward and both, and the exponents of each over all `lengths`."""
     part = {"lengths": list(lengths), "channels": channels}
     for mode in ("forward", "both"):
@@ -228,7 +230,7 @@ def length_part(lengths, budget, channels=128):
     return part
 
 
-def run(out=None, small=False, budget=0.1, show=None):
+def benchmark_scan(out=None, small=False, budget=0.1, show=None):
     """The whole benchmark: scan.json's content, also written to `out`. small: in seconds, to see that it works."""
     if not budget > 0:
         raise KwsError(f"the budget is {budget} s; it must be above 0")
@@ -246,20 +248,20 @@ def run(out=None, small=False, budget=0.1, show=None):
         "difference": differences(scans),
         "instructions": INSTRUCTIONS,
         "traffic": TRAFFIC,
-        "scan": shares(compare(scans, shapes, budget, show), peak),
-        "length": length_part(LONG[:3] if small else LONG, budget),
-        "models": models_part(MODELS[3:4] if small else MODELS, 1 if small else 16, 2 * budget, show),
+        "scan": shares(benchmark_shapes(scans, shapes, budget, show), peak),
+        "length": benchmark_length(LONG[:3] if small else LONG, budget),
+        "models": benchmark_training(MODELS[3:4] if small else MODELS, 1 if small else 16, 2 * budget, show),
     }
     if out:
         write_json(out, result)
     return result
 
 
-def line(row):
+def progress_line(row):
     if "model" in row:
         return (
-            f"{row['model']}: training {row['clips_per_second']:.0f} against {row['plain_clips_per_second']:.1f} clips/s, "
-            f"one clip {row['latency_ms']:.2f} against {row['plain_latency_ms']:.2f} ms"
+            f"{row['model']}: training {row['clips_per_second']:.0f} against {row['plain_clips_per_second']:.1f} "
+            f"clips/s, one clip {row['latency_ms']:.2f} against {row['plain_latency_ms']:.2f} ms"
         )
     times = "; ".join(
         f"{n} threads: " + ", ".join(f"{k} {v:.3g} ms" for k, v in ms.items()) for n, ms in row["ms"].items()
@@ -272,7 +274,7 @@ def main(argv=None):
     parser.add_argument("--out", help="JSON file to write")
     parser.add_argument("--small", action="store_true", help="in seconds, to see that it works")
     a = parser.parse_args(argv)
-    run(a.out, a.small, show=lambda row: print(line(row), flush=True))
+    benchmark_scan(a.out, a.small, show=lambda row: print(progress_line(row), flush=True))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the fused scan does for whole models: training and latency of each Mamba variant, before and after.
 
-"After" is the training loop of train.py: features of a whole batch at once, bf16 where the processor has it,
+"After" is the training loop of kwslib.training: features of a whole batch at once, bf16 where the processor has it,
 channels-last convolutions, the fused scan. "Before" is the same model as the paper's code trains it: the plain
 scan, float32, features clip by clip in DataLoader workers.
 """
@@ -13,13 +13,13 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from kwslib.benchmark import threads, timings
+from kwslib.benchmark import timings
 from kwslib.data.augment import Augment, SpecMask
 from kwslib.data.batches import Batches, SpeechCommands, collate_seq
 from kwslib.data.features import Normalise, WaveToSpec
 from kwslib.data.tasks import Split
 from kwslib.io import CLIP
-from kwslib.machine import autocast_to, pick_precision
+from kwslib.machine import autocast_to, pick_precision, threads
 from kwslib.models.registry import build, features_of
 from kwslib.scan import use_backend
 from kwslib.training.config import Config
@@ -44,7 +44,7 @@ def recipe(name):
 
 
 def our_training(name, steps):
-    """Clips a second of the training loop as train.py runs it, augmentation included."""
+    """Clips a second of the training loop as kwslib.training runs it, augmentation included."""
     config, frontend = recipe(name), WaveToSpec(kind=features_of(name))
     model = build(name)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), fused=True)
@@ -88,7 +88,7 @@ def plain_training(name, steps):
         return 64 * steps / (time.perf_counter() - started)
 
 
-def models_part(names, steps, budget, show):
+def benchmark_training(names, steps, budget, show):
     found = {}
     for name in names:
         model = build(name).eval()

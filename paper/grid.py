@@ -2,9 +2,9 @@
 
     python -m paper.grid profiles/subset/params.yaml --models mamba_light,bc_resnet_1 --seeds 0,1,2 --out carried
 
-needs torch, torchaudio, numpy, PyYAML and safetensors, to pack clips soundfile, and no network, notebooks or DVC. In
-`carried` come to lie runs/, metrics/ and history/ as in results/<profile>, and the checkpoints: all of it small. What is
-there already is not run again; what was killed goes on.
+needs only what kwslib needs: no network, notebooks or DVC. It writes runs/, metrics/, history/ and timing/, as in
+results/<profile>, and the checkpoints to `carried`: all of it is small. Finished runs are not repeated; interrupted
+ones are resumed.
 """
 
 from __future__ import annotations

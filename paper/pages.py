@@ -13,17 +13,18 @@ import re
 from pathlib import Path
 
 from kwslib.io import KwsError, cli, read_json, replacing
-from paper import robustness_report as beyond
-from paper import scan_report, tables
-from paper.tables import markdown
+from paper import robustness_report, scan_report, tables
+from paper.facts import collect_facts, flat, shown
+from paper.results import corpus_name, load_benchmark, load_claims, load_runs, whole_corpus
+from paper.writing import markdown
 
 
 def readme_numbers(runs, benchmark, claims):
-    """KEY -> text of one number: corpus.testing, and retnet.macs for each key of `collect`."""
-    clips = tables.flat(runs[0]["corpus"]["clips"], "corpus") if runs else {}
-    facts = tables.collect(runs, benchmark, claims) | {"": clips | {"corpus.name": tables.corpus_name(runs)}}
+    """KEY -> text of one number: corpus.testing, and retnet.macs for each key of `collect_facts`."""
+    clips = flat(runs[0]["corpus"]["clips"], "corpus") if runs else {}
+    facts = collect_facts(runs, benchmark, claims) | {"": clips | {"corpus.name": corpus_name(runs)}}
     return {
-        f"{m}.{key}".strip("."): tables.shown(own, key)
+        f"{m}.{key}".strip("."): shown(own, key)
         for m, own in facts.items()
         for key in own
         if key == "interval" or not isinstance(own[key], list)
@@ -54,24 +55,25 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("readme", type=Path)
     parser.add_argument("results", nargs="+", type=Path)
-    args, claims, built, numbers = parser.parse_args(argv), tables.load_claims(), {}, {}
+    args, claims, built, numbers = parser.parse_args(argv), load_claims(), {}, {}
     for folder in args.results:
         if (timed := folder / "scan.json").is_file():
             scan = read_json(timed, "benchmark")
             found = {"scan": scan_report.scan_table(scan), "models": scan_report.models_table(scan)}
             texts = {
                 key: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-                for key, value in scan_report.headline(scan).items()
+                for key, value in scan_report.headline_numbers(scan).items()
             }
         else:
-            runs, benchmark = tables.load_runs(folder), tables.load_benchmark(folder)
+            runs, benchmark = load_runs(folder), load_benchmark(folder)
             found, texts = (
-                tables.build_tables(runs, benchmark, claims, tables.whole_corpus(folder)),
+                tables.paper_tables(runs, benchmark, claims, whole_corpus(folder))
+                | tables.timing_tables(runs, benchmark, claims),
                 readme_numbers(runs, benchmark, claims),
             )
-            if (further := beyond.load_beyond(folder))["robustness"]:
-                found |= beyond.build(further, claims)
-                texts["findings"] = f"\n{beyond.findings(further, claims)}\n"
+            if (further := robustness_report.load_beyond(folder))["robustness"]:
+                found |= robustness_report.robustness_tables(further)
+                texts["findings"] = f"\n{robustness_report.findings(further)}\n"
         built |= {f"{folder.name}/{name}": table for name, table in found.items()}
         numbers |= {f"{folder.name}/{key}": text for key, text in texts.items()}
     text = fill_readme(args.readme.read_text(encoding="utf-8"), built, numbers)

@@ -28,33 +28,40 @@ def halved(weights):
 
 
 def card_text(card, run, kept):
-    """The model card, Markdown: what it is, data and licence, recipe, metrics, limits. Every number is of `run` or `kept`."""
-    test, corpus, low_high = run["test"], run["corpus"], "–".join(f"{100 * v:.2f}" for v in run["test"]["interval"])
+    """The model card in Markdown; every number is that of `run` or `kept`."""
+    test, corpus, validation = run["test"], run["corpus"], run["validation"]
+    interval = "–".join(f"{100 * v:.2f}" for v in test["interval"])
     weak = sorted(test["per_word"].items(), key=lambda w: w[1]["recall"])[:3]
     weak = ", ".join(f"{word} ({100 * s['recall']:.0f} % of {s['n']})" for word, s in weak)
     recipe = ", ".join(f"{k} {v}" for k, v in card["recipe"].items() if k not in ("model", "task", "seed"))
+    words = ", ".join(card["labels"])
+    usage = f'`kwslib.load("{run["model"]}.safetensors").predict("a.wav")`'
+    data = f"{card['training']['clips']:,} clips of {corpus['name']}: {corpus['attribution'].rstrip('.')}."
+    selected = f"{100 * validation['accuracy']:.2f} %, epoch {validation['epoch']}"
+    tested = f"{100 * test['accuracy']:.2f} % (95 % interval over speakers {interval}; n = {test['n']:,} clips of"
+    halves = f"the accuracy on validation is {100 * kept['half']:.2f} %, in full {100 * kept['full']:.2f} %."
     return f"""# {run["model"]}, seed {run["seed"]}
 
-A keyword spotter of kwslib: `kwslib.load("{run["model"]}.safetensors").predict("a.wav")`. {run["parameters"]:,} parameters,
+A keyword spotter of kwslib: {usage}. {run["parameters"]:,} parameters,
 {run["macs"] / 1e6:.1f} M multiply-accumulates a second of audio, float16 on disk, float32 in use.
 
-**Words.** {", ".join(card["labels"])}. It has no class for other words or silence: whatever it hears, it names one of these.
+**Words.** {words}. It has no class for other words or silence: whatever it hears, it names one of these.
 
-**Data and licence.** Trained on {card["training"]["clips"]:,} clips of {corpus["name"]}: {corpus["attribution"].rstrip(".")}.
+**Data and licence.** Trained on {data}
 Licence of the data: {corpus["licence"]}. Code and weights: MIT. Corpus checksum {corpus["checksum"][:16]}.
 
-**Recipe.** {recipe}. Trained in {card["training"]["precision"]}; the epoch was selected on validation ({100 * run["validation"]["accuracy"]:.2f} %, epoch {run["validation"]["epoch"]}).
+**Recipe.** {recipe}. Trained in {card["training"]["precision"]}; the epoch was selected on validation ({selected}).
 
-**Test, after the selection.** Accuracy {100 * test["accuracy"]:.2f} % (95 % interval over speakers {low_high}; n = {test["n"]:,} clips of
+**Test, after the selection.** Accuracy {tested}
 {test["speakers"]:,} speakers), macro-F1 {100 * test["macro_f1"]:.2f} %. Weakest words: {weak}.
-In half precision the accuracy on validation is {100 * kept["half"]:.2f} %, in full {100 * kept["full"]:.2f} %.
+In half precision {halves}
 
 **Limits.** English words, of volunteers at their own microphones, one second, mostly clean; no claim is made for children,
 accents that the corpus lacks, far microphones, or any use where a mistake does harm. This is one seed of one recipe.
-"""
+"""  # noqa: E501
 
 
-def ship(checkpoint, results, corpus, out):
+def release(checkpoint, results, corpus, out):
     """Write the halved checkpoint and its card to `out`; returns validation accuracy in full and half precision."""
     weights, card = read_checkpoint(checkpoint)
     name, seed = card["model"], card["recipe"]["seed"]
@@ -84,10 +91,8 @@ def main():
     parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
     parser.add_argument("--out", default="shipped", help="folder to write to (default shipped)")
     a = parser.parse_args()
-    kept = ship(a.checkpoint, a.results, a.corpus, a.out)
-    print(
-        f"{a.checkpoint}: validation {kept['full']:.2%} in full, {kept['half']:.2%} in half precision; written to {a.out}"
-    )
+    kept = release(a.checkpoint, a.results, a.corpus, a.out)
+    print(f"{a.checkpoint}: validation {kept['full']:.2%}, in half precision {kept['half']:.2%}; written to {a.out}")
     return 0
 
 

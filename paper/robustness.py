@@ -1,4 +1,4 @@
-"""Beyond clean one-second clips: one trained model under noise, shifts, cuts and telephone lines; its calibration; unknown words.
+"""Robustness of one trained model: noise, shifts, cuts and telephone lines; its calibration; unknown words.
 
     python -m paper.robustness checkpoints/subset/mamba_light-0 --corpus data/subset --out results/subset
 
@@ -19,7 +19,6 @@ from kwslib.data.audio import loudest_window, mix_at_snr, shift, to_float
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import SILENCE, UNKNOWN, select
 from kwslib.io import CLIP, SAMPLE_RATE, cli, write_json
-from kwslib.machine import machine
 from kwslib.metrics import accuracy
 from kwslib.spotter import load
 from paper.statistics import calibration, roc
@@ -81,10 +80,10 @@ def unknown_words(corpus, labels, split):
     return torch.from_numpy(np.asarray(corpus.waves[rows])), torch.from_numpy(np.asarray(corpus.samples[rows]))
 
 
-def examine(checkpoint, corpus, seed=0):
+def measure_robustness(checkpoint, corpus, seed=0):
     """Everything that robustness/<run>.json holds: accuracy by condition, calibration, and rejection of unknown words.
 
-    Accuracies are {n, speakers, accuracy, interval}. The same noise, by `seed`, meets every model.
+    Accuracies are {n, speakers, accuracy, interval}. Every model meets the same noise, drawn by `seed`.
     """
     spotter, corpus = load(checkpoint), load_corpus(corpus)
     task, recipe = spotter.card["recipe"]["task"], spotter.card["recipe"]
@@ -101,7 +100,6 @@ def examine(checkpoint, corpus, seed=0):
         "model": spotter.card["model"],
         "seed": recipe["seed"],
         "corpus": spotter.card["corpus"],
-        "machine": machine(),
         "clean": accuracy(targets, clean.argmax(1).numpy(), test.speakers),
         "predictions": clean.argmax(1).tolist(),
         "speakers": list(map(str, test.speakers)),
@@ -126,9 +124,9 @@ def examine(checkpoint, corpus, seed=0):
     held = spotter.all_logits(validation.waves, validation.samples)
     result["calibration"] = calibration(clean, test.targets, held, validation.targets)
     if len(strangers):
-        surest = clean.softmax(1).amax(1).numpy()
-        other = spotter.all_logits(strangers).softmax(1).amax(1).numpy()
-        result["open_set"] = {"unknown_clips": len(other), **roc(surest, other)}
+        known = clean.softmax(1).amax(1).numpy()
+        unknown = spotter.all_logits(strangers).softmax(1).amax(1).numpy()
+        result["open_set"] = {"unknown_clips": len(unknown), **roc(known, unknown)}
     return result
 
 
@@ -138,7 +136,7 @@ def main():
     parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
     parser.add_argument("--out", required=True, help="results folder, such as results/subset")
     a = parser.parse_args()
-    result = examine(a.checkpoint, a.corpus)
+    result = measure_robustness(a.checkpoint, a.corpus)
     write_json(Path(a.out) / "robustness" / f"{result['model']}-{result['seed']}.json", result)
     print(
         f"{result['model']}: clean {result['clean']['accuracy']:.2%}, "

@@ -1,4 +1,4 @@
-"""Tables, figures and findings beyond clean clips, from result files alone: runs, robustness and streaming of a profile."""
+"""Beyond clean clips, from result files alone: tables of robustness and streaming, and what they show in sentences."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from statistics import stdev
 import numpy as np
 
 from kwslib.io import read_json
-from paper.figures import PAGE, figure, look
+from paper.results import by_model, corpus_name, label_of, source
 from paper.statistics import paired_bootstrap
-from paper.tables import corpus_name, source
 
 NOISES = {"pink": "pink noise", "babble": "babble"}
-FEW = 20  # clips: a bin of a reliability diagram with fewer is not drawn
 WAYS = {"windows": "windows", "carried": "carried state"}
 
 
@@ -23,37 +21,21 @@ def load_beyond(results):
     return {kind: [read_json(p, kind) for p in sorted((Path(results) / kind).glob("*.json"))] for kind in kinds}
 
 
-def name_of(model, claims):
-    return claims["models"].get(model, {}).get("name", model)
-
-
 def task_of(stream):
-    """What a streaming model was trained to tell apart: "15 words", or "8 words, unknown, silence"."""
+    """The classes that a streaming model was trained on: "15 words", or "8 words, unknown, silence"."""
     more = [label.strip("_") for label in stream["labels"] if label not in stream["keywords"]]
     return ", ".join([f"{len(stream['keywords'])} words", *more])
 
 
 def percent(part, std=None, spread=False):
-    """Accuracy of an {accuracy, interval} in per cent, with its standard deviation over seeds and its interval where asked for."""
+    """An {accuracy, interval} in per cent, with the standard deviation over seeds and the interval where asked for."""
     text = f"{100 * part['accuracy']:.2f}" + (f" ± {100 * std:.2f}" if std is not None else "")
     return f"{text} [{100 * part['interval'][0]:.2f}–{100 * part['interval'][1]:.2f}]" if spread else text
 
 
-def chance(p):
-    """A bootstrap's p, never below what 10,000 draws can tell."""
+def p_value(p):
+    """A bootstrap's p, never below what 10,000 draws can resolve."""
     return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
-
-
-def right(entry):
-    return np.array(entry["predictions"]) == np.array(entry["targets"])
-
-
-def by_model(entries):
-    """model -> its entries, one for each seed."""
-    groups = {}
-    for entry in entries:
-        groups.setdefault(entry["model"], []).append(entry)
-    return groups
 
 
 def averaged(values):
@@ -67,107 +49,140 @@ def averaged(values):
 
 
 def over_seeds(entries):
-    """One entry for each model, the mean over its seeds, with "seeds" (how many) and "std" (of the clean accuracies, or None).
+    """One entry for each model: the mean over its seeds, "seeds" (how many) and "std" (of clean accuracies, or None).
 
     The intervals are the means of the seeds' own; the reliability diagrams are the first seed's.
     """
-    return [
-        averaged(own) | {"seeds": len(own), "std": stdev(e["clean"]["accuracy"] for e in own) if len(own) > 1 else None}
-        for own in by_model(entries).values()
-    ]
+    means = []
+    for own in by_model(entries).values():
+        std = stdev(entry["clean"]["accuracy"] for entry in own) if len(own) > 1 else None
+        means.append(averaged(own) | {"seeds": len(own), "std": std})
+    return means
 
 
 def comparisons(entries, chosen):
-    """`chosen` against every other model, on the same clips, by a paired bootstrap over speakers; seeds are averaged."""
-    hits = {model: [right(entry) for entry in own] for model, own in by_model(entries).items()}
-    ours = hits.pop(chosen)
-    return {
-        model: paired_bootstrap(np.mean(ours, 0), np.mean(theirs, 0), entries[0]["speakers"])
-        | {"seeds": [len(ours), len(theirs)]}
-        for model, theirs in hits.items()
-    }
+    """`chosen` against every other model on the same clips: a paired bootstrap over speakers; seeds are averaged."""
+
+    def hits(own):
+        return np.mean([np.array(entry["predictions"]) == np.array(entry["targets"]) for entry in own], 0)
+
+    groups, found = by_model(entries), {}
+    ours = groups.pop(chosen)
+    for model, theirs in groups.items():
+        found[model] = paired_bootstrap(hits(ours), hits(theirs), entries[0]["speakers"])
+        found[model]["seeds"] = [len(ours), len(theirs)]
+    return found
 
 
-def build(found, claims, chosen="mamba_light"):
-    """name -> (DataFrame, caption): robustness, comparison with `chosen`, streaming."""
+def robustness_tables(found, chosen="mamba_light"):
+    """name -> (DataFrame, caption): robustness; paired, the comparison with `chosen`; streaming."""
+    entries = found["robustness"]
+    tables = {"robustness": conditions_table(entries)}
+    if any(e["model"] == chosen for e in entries) and len({e["model"] for e in entries}) > 1:
+        tables["paired"] = paired_table(entries, chosen)
+    if any("test" in way for stream in found["streaming"] for way in stream["ways"].values()):
+        tables["streaming"] = streaming_table(found["streaming"])
+    return tables
+
+
+def about_clips(entries):
+    """Caption part: the corpus and the clips, and what the numbers are."""
+    clean = entries[0]["clean"]
+    return (
+        f"{source(entries)} n = {clean['n']:,} test clips of {clean['speakers']:,} speakers; means over the seeds of "
+        "each "
+        "model, ± standard deviation; 95 % intervals over speakers."
+    )
+
+
+def conditions_table(entries):
+    """Accuracy under each condition, calibration, and rejection of unknown words."""
     from pandas import DataFrame
 
-    entries, streams, tables = found["robustness"], found["streaming"], {}
-    clean, means = entries[0]["clean"], over_seeds(entries)
-    about = (
-        f"{source(entries)} n = {clean['n']:,} test clips of {clean['speakers']:,} speakers; means over the seeds of each model, "
-        "± standard deviation; 95 % intervals over speakers."
+    on, rows = f", {corpus_name(entries)} (%)", []
+    for e in over_seeds(entries):
+        row = {
+            "model": label_of(e["model"]),
+            "seeds": str(e["seeds"]),
+            f"clean{on}": percent(e["clean"], e["std"], True),
+        }
+        row |= {f"{NOISES[kind]}, 0 dB{on}": percent(by["0"]) for kind, by in e["snr"].items()}
+        row |= {
+            f"200 ms late{on}": percent(e["shift"]["200"]),
+            f"0.5 s, masked{on}": percent(e["cut"]["0.5"]["masked"]),
+            f"0.5 s, padded{on}": percent(e["cut"]["0.5"]["padded"]),
+            f"telephone{on}": percent(e["telephone"]),
+            "calibration error": f"{e['calibration']['error']:.3f}",
+            "temperature": f"{e['calibration']['temperature']:.2f}",
+            "error at that temperature": f"{e['calibration']['error_scaled']:.3f}",
+            "area, unknown words": f"{e['open_set']['area']:.3f}" if "open_set" in e else "–",
+        }
+        rows.append(row)
+    return DataFrame(rows), (
+        "Accuracy under conditions that were not in the training, calibration, and rejection of words that were not in "
+        "the training. Pink noise, and babble of six other voices; only the loudest half second, with the rest masked "
+        "or "
+        f"left as silence; 300 to 3,400 Hz and 8-bit µ-law at 8 kHz. {about_clips(entries)}"
     )
-    on = f", {corpus_name(entries)} (%)"
-    tables["robustness"] = (
-        DataFrame(
-            {
-                "model": name_of(e["model"], claims),
-                "seeds": str(e["seeds"]),
-                f"clean{on}": percent(e["clean"], e["std"], True),
-                **{f"{NOISES[kind]}, 0 dB{on}": percent(by["0"]) for kind, by in e["snr"].items()},
-                f"200 ms late{on}": percent(e["shift"]["200"]),
-                f"0.5 s, masked{on}": percent(e["cut"]["0.5"]["masked"]),
-                f"0.5 s, padded{on}": percent(e["cut"]["0.5"]["padded"]),
-                f"telephone{on}": percent(e["telephone"]),
-                "calibration error": f"{e['calibration']['error']:.3f}",
-                "temperature": f"{e['calibration']['temperature']:.2f}",
-                "error at that temperature": f"{e['calibration']['error_scaled']:.3f}",
-                "area, unknown words": f"{e['open_set']['area']:.3f}" if "open_set" in e else "–",
+
+
+def paired_table(entries, chosen):
+    """`chosen` against every other model."""
+    from pandas import DataFrame
+
+    rows = [
+        {
+            "model": label_of(model),
+            f"{label_of(chosen)} is better by (points)": f"{100 * c['difference']:+.2f}",
+            "95 % interval": f"{100 * c['interval'][0]:+.2f} to {100 * c['interval'][1]:+.2f}",
+            "p": p_value(c["p"]).removeprefix("= "),
+            f"seeds of {label_of(chosen)} and of the model": "{} and {}".format(*c["seeds"]),
+        }
+        for model, c in comparisons(entries, chosen).items()
+    ]
+    return DataFrame(rows), (
+        "Paired bootstrap over speakers, 10,000 draws, the same clips for both models, each clip averaged over the "
+        "seeds, "
+        "which are not resampled; p is two-sided and not corrected for the number of comparisons. "
+        f"{about_clips(entries)}"
+    )
+
+
+def streaming_table(streams):
+    """Misses and false alarms of every model and way of listening."""
+    from pandas import DataFrame
+
+    rows = []
+    for s in streams:
+        for way, w in s["ways"].items():
+            if "test" not in w:
+                continue
+            test, validation = w["test"], w["validation"]
+            low, high = (100 * end for end in test["miss_interval"])
+            row = {
+                "model": label_of(s["model"]),
+                "trained on": task_of(s),
+                "listening": WAYS[way],
+                "missed, validation (%)": f"{100 * validation['miss_rate']:.1f}",
+                "false alarms/h, validation": f"{validation['alarms_per_hour']:.2f}",
+                "missed, test (%)": f"{100 * test['miss_rate']:.1f} [{low:.1f}–{high:.1f}]",
+                "false alarms/h, test": f"{test['alarms_per_hour']:.2f}",
+                "median delay (s)": f"{test['delay_s']:.2f}" if test["delay_s"] is not None else "–",
+                "missed at 10 false alarms/h, test (%)": f"{100 * missed_at(w['curve'], 10):.1f}",
+                "keywords": f"{test['n']:,}",
+                "speakers": f"{test['speakers']:,}",
             }
-            for e in means
-        ),
-        (
-            "Accuracy under conditions not trained for, calibration, and rejection of words never heard. Pink noise and "
-            "babble of six other voices; only the loudest half second, the rest masked or left as silence; 300 to 3,400 Hz "
-            f"and 8-bit µ-law at 8 kHz. {about}"
-        ),
+            rows.append(row)
+    s = streams[0]
+    return DataFrame(rows), (
+        f"Synthetic streams of {s['hours']:g} h of held-out speakers: keywords among as many other words, background "
+        "noise "
+        f"at 5 to 25 dB. The threshold is the lowest with at most {s['allowed_alarms_per_hour']} false alarms an hour "
+        "on "
+        "the validation stream, or the highest tried. Misses with a 95 % interval over speakers. The delay counts from "
+        "the "
+        f"end of the clip. {source(streams)}"
     )
-    if any(e["model"] == chosen for e in entries) and len({e["model"] for e in entries}) > 1:
-        tables["paired"] = (
-            DataFrame(
-                {
-                    "model": name_of(model, claims),
-                    f"{name_of(chosen, claims)} is better by (points)": f"{100 * c['difference']:+.2f}",
-                    "95 % interval": f"{100 * c['interval'][0]:+.2f} to {100 * c['interval'][1]:+.2f}",
-                    "p": chance(c["p"]).removeprefix("= "),
-                    f"seeds of {name_of(chosen, claims)} and of the model": "{} and {}".format(*c["seeds"]),
-                }
-                for model, c in comparisons(entries, chosen).items()
-            ),
-            (
-                "Paired bootstrap over speakers, 10,000 draws, the same clips for both, each clip's mean over the seeds, which are not "
-                f"resampled; p is two-sided and not corrected for the number of comparisons. {about}"
-            ),
-        )
-    rows = [(s, way, w) for s in streams for way, w in s["ways"].items() if "test" in w]
-    if rows:
-        s = streams[0]
-        tables["streaming"] = (
-            DataFrame(
-                {
-                    "model": name_of(s["model"], claims),
-                    "trained on": task_of(s),
-                    "listening": WAYS[way],
-                    "missed, validation (%)": f"{100 * w['validation']['miss_rate']:.1f}",
-                    "false alarms/h, validation": f"{w['validation']['alarms_per_hour']:.2f}",
-                    "missed, test (%)": f"{100 * w['test']['miss_rate']:.1f} [{100 * w['test']['miss_interval'][0]:.1f}–{100 * w['test']['miss_interval'][1]:.1f}]",
-                    "false alarms/h, test": f"{w['test']['alarms_per_hour']:.2f}",
-                    "median delay (s)": f"{w['test']['delay_s']:.2f}" if w["test"]["delay_s"] is not None else "–",
-                    "missed at 10 false alarms/h, test (%)": f"{100 * missed_at(w['curve'], 10):.1f}",
-                    "keywords": f"{w['test']['n']:,}",
-                    "speakers": f"{w['test']['speakers']:,}",
-                }
-                for s, way, w in rows
-            ),
-            (
-                f"Made streams of {s['hours']:g} h of held-out speakers: keywords among as many other words, background noise at 5 to "
-                f"25 dB. The threshold is the lowest with at most {s['allowed_alarms_per_hour']} false alarms an hour on the validation "
-                "stream, or the highest tried. Misses with a 95 % interval over speakers. The delay counts from the end of the "
-                f"clip. {source(streams)}"
-            ),
-        )
-    return tables
 
 
 def missed_at(curve, alarms):
@@ -175,171 +190,65 @@ def missed_at(curve, alarms):
     return min((p["miss_rate"] for p in curve if p["alarms_per_hour"] <= alarms), default=1.0)
 
 
-def accuracy_lines(ax, entries, claims, values, xlabel, title):
-    for e in entries:
-        found = values(e)
-        ax.plot(list(map(float, found)), [100 * p["accuracy"] for p in found.values()], **look(e["model"], claims))
-    ax.set(xlabel=xlabel, title=title)
-
-
-def legend_below(fig, ax):
-    """`fig` with the legend of one of its axes under all of them."""
-    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    return fig
-
-
-def conditions(entries, claims):
-    """Accuracy against SNR in two noises, time shift, and what is left of the clip."""
-    fig, axes = figure(PAGE, 4.6, 2, 2, sharey="row")
-    for ax, kind in zip(axes[0], entries[0]["snr"]):
-        accuracy_lines(ax, entries, claims, lambda e, k=kind: e["snr"][k], "SNR (dB)", NOISES[kind])
-    accuracy_lines(axes[1, 0], entries, claims, lambda e: e["shift"], "shift (ms)", "time shift")
-    accuracy_lines(
-        axes[1, 1],
-        entries,
-        claims,
-        lambda e: {s: c["masked"] for s, c in e["cut"].items()},
-        "loudest part kept (s)",
-        "cut short, masked",
-    )
-    for ax in axes[:, 0]:
-        ax.set_ylabel("test accuracy (%)")
-    return legend_below(fig, axes[1, 0])
-
-
-def confidence(entries, claims):
-    """Reliability diagrams, before and after a temperature, and rejection of unknown words."""
-    fig, axes = figure(PAGE, 2.9, 1, 3)
-    for ax, key, title in zip(axes, ("diagram", "diagram_scaled"), ("as trained", "with the temperature")):
-        ax.plot([0, 100], [0, 100], color="0.6", lw=0.8)
-        for e in entries:
-            d = [b for b in e["calibration"][key] if b["n"] >= FEW]
-            ax.plot([100 * b["confidence"] for b in d], [100 * b["accuracy"] for b in d], **look(e["model"], claims))
-        ax.set(xlabel="confidence (%)", ylabel="accuracy (%)", title=title)
-    for e in (e for e in entries if "open_set" in e):
-        style = look(e["model"], claims)
-        axes[2].plot(
-            100 * np.array(e["open_set"]["unknown_accepted"]),
-            100 * np.array(e["open_set"]["known_accepted"]),
-            **{**style, "marker": None},
-        )
-    axes[2].set(xlabel="unknown words accepted (%)", ylabel="keywords accepted (%)", title="rejection", ylim=(50, 101))
-    return legend_below(fig, axes[0])
-
-
-def alarms(streams, claims):
-    """Misses against false alarms an hour, a panel for each task; the marked point is the operating point."""
-    tasks = sorted({task_of(s) for s in streams}, key=len)
-    fig, axes = figure(PAGE, 3.0, 1, len(tasks), sharey=True, squeeze=False)
-    for s in streams:
-        ax = axes[0, tasks.index(task_of(s))]
-        for way, w in s["ways"].items():
-            if "curve" not in w:
-                continue
-            style = {**look(s["model"], claims), "linestyle": {"windows": "-", "carried": "--"}[way], "marker": None}
-            style["label"] += f", {WAYS[way]}"
-            ax.plot(
-                [max(p["alarms_per_hour"], 0.1) for p in w["curve"]],
-                [100 * p["miss_rate"] for p in w["curve"]],
-                **style,
-            )
-            ax.plot(
-                max(w["test"]["alarms_per_hour"], 0.1),
-                100 * w["test"]["miss_rate"],
-                look(s["model"], claims)["marker"],
-                color=style["color"],
-                clip_on=False,
-            )
-    for ax, task in zip(axes[0], tasks):
-        ax.set(xscale="log", xlabel="false alarms an hour (none: 0.1)", title=f"trained on {task}", ylim=(0, 100))
-        ax.legend(loc="lower left")
-    axes[0, 0].set_ylabel("keywords missed (%)")
-    return fig
-
-
-def draw(found, claims):
-    """name -> (figure, caption)."""
-    entries, streams = over_seeds(found["robustness"]), found["streaming"]
-    several = (
-        f"means over {entries[0]['seeds']} seeds"
-        if len({e["seeds"] for e in entries}) == 1
-        else "means over the seeds that the table counts"
-    )
-    about = f"{source(entries)} n = {entries[0]['clean']['n']:,} test clips; {several if max(e['seeds'] for e in entries) > 1 else 'one seed'}."
-    figures = {
-        "conditions": (conditions(entries, claims), f"Accuracy under conditions that were not trained for. {about}"),
-        "confidence": (
-            confidence(entries, claims),
-            f"Reliability, in bins of {FEW} clips and more of each model's first seed, as trained and with "
-            f"the temperature that fits validation; and rejection of words never heard, by confidence. {about}",
-        ),
-    }
-    if any("curve" in w for s in streams for w in s["ways"].values()):
-        figures["streaming"] = (
-            alarms(streams, claims),
-            f"Made streams of {streams[0]['hours']:g} h, test speakers; points: "
-            f"the threshold that the validation stream chose. {source(streams)}",
-        )
-    return figures
-
-
-def findings(found, claims, chosen="mamba_light"):
-    """Sentences, each with its numbers, in Markdown: also those that speak against us."""
-    entries, lines = over_seeds(found["robustness"]), []
+def findings(found, chosen="mamba_light"):
+    """What the results show, in Markdown sentences, each with its numbers, unfavourable ones included."""
+    entries = over_seeds(found["robustness"])
     best = max(entries, key=lambda e: e["clean"]["accuracy"])
-    lines.append(
-        f"The highest test accuracy here is that of {name_of(best['model'], claims)}, {percent(best['clean'], best['std'], True)} % "
+    lines = [
+        f"{label_of(best['model'])} has the highest test accuracy, {percent(best['clean'], best['std'], True)} % "
         f"(n = {best['clean']['n']:,}; seeds: {best['seeds']})."
-    )
+    ]
     if any(e["model"] == chosen for e in entries):
-        for model, c in comparisons(found["robustness"], chosen).items():
-            verdict = (
-                "better than"
-                if c["interval"][0] > 0
-                else "worse than"
-                if c["interval"][1] < 0
-                else "not told apart from"
-            )
-            lines.append(
-                f"{name_of(chosen, claims)} is {verdict} {name_of(model, claims)}: {100 * c['difference']:+.2f} points "
-                f"({100 * c['interval'][0]:+.2f} to {100 * c['interval'][1]:+.2f}, p {chance(c['p'])})."
-            )
+        lines += [paired_sentence(chosen, *pair) for pair in comparisons(found["robustness"], chosen).items()]
     for kind in entries[0]["snr"]:
-        first = max(entries, key=lambda e: e["snr"][kind]["0"]["accuracy"])
-        last = min(entries, key=lambda e: e["snr"][kind]["0"]["accuracy"])
+        first, last = extremes((e["snr"][kind]["0"]["accuracy"], e) for e in entries)
         lines.append(
-            f"In {NOISES[kind]} at 0 dB, {name_of(first['model'], claims)} keeps {percent(first['snr'][kind]['0'])} %, "
-            f"{name_of(last['model'], claims)} {percent(last['snr'][kind]['0'])} %."
+            f"In {NOISES[kind]} at 0 dB, {label_of(last['model'])} has the highest accuracy, "
+            f"{percent(last['snr'][kind]['0'])} %, and {label_of(first['model'])} the lowest, "
+            f"{percent(first['snr'][kind]['0'])} %."
         )
-    gains = sorted(
-        (
-            100 * (e["cut"]["0.5"]["masked"]["accuracy"] - e["cut"]["0.5"]["padded"]["accuracy"]),
-            name_of(e["model"], claims),
-        )
-        for e in entries
-    )
+    gain = {e["model"]: e["cut"]["0.5"]["masked"]["accuracy"] - e["cut"]["0.5"]["padded"]["accuracy"] for e in entries}
+    least, most = extremes((value, model) for model, value in gain.items())
     lines.append(
-        f"On half a second of sound, masking the padding changes the accuracy by {gains[0][0]:+.2f} points "
-        f"({gains[0][1]}) to {gains[-1][0]:+.2f} ({gains[-1][1]})."
+        f"On half a second of sound, masking the padding changes the accuracy by {100 * gain[least]:+.2f} "
+        f"({label_of(least)}) to {100 * gain[most]:+.2f} points ({label_of(most)})."
     )
-    sure = sorted(
-        (e["calibration"]["error"], e["calibration"]["error_scaled"], name_of(e["model"], claims)) for e in entries
-    )
+    least, most = extremes((e["calibration"]["error"], e) for e in entries)
     lines.append(
-        f"The calibration error goes from {sure[0][0]:.3f} ({sure[0][2]}) to {sure[-1][0]:.3f} ({sure[-1][2]}); with a temperature "
-        f"fitted on validation it is at most {max(s[1] for s in sure):.3f}."
+        f"The calibration error ranges from {least['calibration']['error']:.3f} ({label_of(least['model'])}) to "
+        f"{most['calibration']['error']:.3f} ({label_of(most['model'])}); with a temperature fitted on validation it "
+        "is at "
+        f"most {max(e['calibration']['error_scaled'] for e in entries):.3f}."
     )
-    if areas := sorted((e["open_set"]["area"], name_of(e["model"], claims)) for e in entries if "open_set" in e):
+    if known := [(e["open_set"]["area"], e) for e in entries if "open_set" in e]:
+        least, most = extremes(known)
         lines.append(
-            f"By its confidence, {areas[-1][1]} tells unknown words apart best (area under the curve {areas[-1][0]:.3f}), "
-            f"{areas[0][1]} worst ({areas[0][0]:.3f})."
+            f"By its confidence, {label_of(most['model'])} is the best at rejecting unknown words (area under the "
+            "curve "
+            f"{most['open_set']['area']:.3f}), {label_of(least['model'])} the worst ({least['open_set']['area']:.3f})."
         )
-    for s in found["streaming"]:
-        for way, w in s["ways"].items():
-            if "test" in w:
-                lines.append(
-                    f"In {w['test']['hours']:g} h of made stream, {name_of(s['model'], claims)} trained on {task_of(s)} ({WAYS[way]}) "
-                    f"misses {100 * w['test']['miss_rate']:.1f} % of {w['test']['n']:,} keywords at "
-                    f"{w['test']['alarms_per_hour']:.2f} false alarms an hour."
-                )
+    lines += [
+        f"In {w['test']['hours']:g} h of synthetic stream, {label_of(s['model'])} trained on {task_of(s)} "
+        f"({WAYS[way]}) "
+        f"misses {100 * w['test']['miss_rate']:.1f} % of {w['test']['n']:,} keywords at "
+        f"{w['test']['alarms_per_hour']:.2f} false alarms an hour."
+        for s in found["streaming"]
+        for way, w in s["ways"].items()
+        if "test" in w
+    ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def extremes(pairs):
+    """Of (number, thing) pairs the things with the smallest and with the largest number, the first of equal ones."""
+    pairs = list(pairs)
+    return min(pairs, key=lambda pair: pair[0])[1], max(pairs, key=lambda pair: pair[0])[1]
+
+
+def paired_sentence(chosen, model, c):
+    """Whether `chosen` is better than `model`, with the difference, its interval and p."""
+    low, high = (100 * end for end in c["interval"])
+    numbers = f"{100 * c['difference']:+.2f} points ({low:+.2f} to {high:+.2f}, p {p_value(c['p'])})"
+    if low > 0 or high < 0:
+        return f"{label_of(chosen)} is {'better' if low > 0 else 'worse'} than {label_of(model)}: {numbers}."
+    return f"There is no significant difference between {label_of(chosen)} and {label_of(model)}: {numbers}."

@@ -15,7 +15,7 @@ from pathlib import Path
 from kwslib.io import KwsError, cli, read_json, replacing, write_json
 from kwslib.training import train
 from paper.profile import Profile
-from paper.tables import markdown
+from paper.writing import markdown
 
 
 def run_trial(params, name, root="."):
@@ -66,7 +66,8 @@ def trials_table(folder):
     )
     corpus, n = trials[0]["corpus"], trials[0]["validation"]["n"]
     return (
-        f"Best validation accuracy of each trial, n = {n:,} clips; the test split was not read. Corpus: {corpus['name']}. "
+        f"Best validation accuracy of each trial, n = {n:,} clips; the test split was not read. Corpus: "
+        f"{corpus['name']}. "
         f"{corpus['attribution']}.\n\n{markdown(lines)}\n"
     )
 

@@ -1,6 +1,6 @@
-"""Spotting in continuous audio: a made stream with exact time stamps, detection, misses against false alarms an hour.
+"""Spotting in continuous audio: a synthetic stream with exact time stamps, detection, misses and false alarms.
 
-    python -m paper.streaming checkpoints/subset/mamba_light-0 --corpus data/subset --out results/subset/streaming/mamba_light-0.json
+    python -m paper.streaming checkpoints/subset/mamba_light-0 --corpus data/subset --out streaming/mamba_light-0.json
 
 A stream is keywords, other words and silence of held-out speakers over background noise, made by seed. The threshold
 is chosen on a stream of the validation speakers, and counted on one of the test speakers.
@@ -22,14 +22,13 @@ from kwslib.data.audio import to_float
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import SILENCE, UNKNOWN, noise_of
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, write_json
-from kwslib.machine import machine
 from kwslib.metrics import accuracy
 from kwslib.models.layers import SequenceKWS
 from kwslib.spotter import load
 
 HOP = 0.1  # seconds between decisions
-SMOOTH, REFRACTORY = 0.6, 1.5  # seconds: posteriors are averaged over, and a word stays quiet after it is spotted
-LATEST = 1.0  # seconds after the end of a clip at which its word still counts as spotted: so long it is in the window
+SMOOTH, REFRACTORY = 0.6, 1.5  # seconds: posteriors are averaged over the first; no detection within the second
+LATEST = 1.0  # seconds after the end of a clip: a detection up to then counts, since the window still holds the word
 ALARMS = 0.5  # an hour, at the operating point
 
 
@@ -52,9 +51,9 @@ def make_stream(
 ):
     """A Stream of `split`'s speakers: words at random moments without overlap, half of them keywords, over noise.
 
-    Every word has the loudness that it was recorded with; the noise of each ten seconds lies `snr` dB below it on
-    average, drawn anew. With `heard_others` false, other words come for validation from the training speakers too: the model
-    has heard none of them. Raises KwsError where the corpus has no such words, or no noise.
+    Every word has the loudness that it was recorded with; the noise of each ten seconds is `snr` dB below it on
+    average, drawn anew. With `heard_others` false, the other words of the validation stream come from the training
+    speakers too: the model has heard none of them. Raises KwsError where the corpus has no such words, or no noise.
     """
     rng = np.random.default_rng([seed, len(split)])
     known = np.isin(corpus.words, keywords)
@@ -101,10 +100,10 @@ def by_windows(spotter, wave, hop=HOP, batch=256):
 
 @torch.no_grad()
 def by_carried_state(spotter, wave, hop=HOP, piece=30.0, overlap=0.5):
-    """As `by_windows`, but each frame meets the Mamba blocks once: their states are carried through the stream.
+    """As `by_windows`, but the Mamba blocks see each frame once: their states are carried through the stream.
 
-    Features and convolutions see pieces of `piece` seconds with `overlap` beyond both ends; 80 dB of range are below the
-    loudest frame of a piece, not of a second. Raises KwsError for a model without Mamba blocks.
+    Features and convolutions see pieces of `piece` seconds with `overlap` beyond both ends; the range of 80 dB
+    is counted from the loudest frame of a piece, not of a second. Raises KwsError for a model without Mamba blocks.
     """
     model, front = spotter.model, spotter.frontend
     if not isinstance(model, SequenceKWS) or not hasattr(model.blocks[0], "mixer"):
@@ -131,8 +130,8 @@ def by_carried_state(spotter, wave, hop=HOP, piece=30.0, overlap=0.5):
 
 
 def smoothed(posteriors, times, labels, smooth=SMOOTH):
-    """Mean of the last `smooth` seconds of posteriors (steps, labels): the likeliest label's place and its mean, each (steps,).
-    The mean is 0 where that label stands for the unknown or silence."""
+    """Mean of the last `smooth` seconds of posteriors (steps, labels): the index of the most likely label and its mean,
+    each (steps,). The mean is 0 where that label is the unknown or silence."""
     step = times[1] - times[0] if len(times) > 1 else 1.0
     n = max(1, round(smooth / step))
     sums = np.cumsum(np.vstack([np.zeros((n, posteriors.shape[1])), posteriors]), 0)
@@ -144,12 +143,12 @@ def smoothed(posteriors, times, labels, smooth=SMOOTH):
 def detections(posteriors, times, labels, threshold, smooth=SMOOTH, refractory=REFRACTORY):
     """Post-processing: [(time s, label), …] from posteriors (steps, labels).
 
-    Posteriors are averaged over the last `smooth` seconds; the likeliest label, where above `threshold` and no class
-    of its own for the unknown or silence, is spotted; after that nothing is for `refractory` seconds.
+    Posteriors are averaged over the last `smooth` seconds. The most likely label is detected where its mean exceeds
+    `threshold`, unless it is the unknown or silence; then there is no further detection for `refractory` seconds.
 
-    The two were chosen on validation streams among 0.2 to 0.8 s and 0.8 to 1.5 s. A word is in the window for a second after
-    its end, so that a shorter rest spots it twice; a shorter mean follows every syllable of a word that is none of ours.
-    Log-posteriors, log-odds, and the ratio to the classes of the unknown and silence did no better.
+    Both times were chosen on validation streams, among 0.2 to 0.8 s and 0.8 to 1.5 s. The window holds a word until a
+    second after its end, so that a shorter refractory time detects it twice; a shorter average reacts to single
+    syllables of other words. Log-posteriors, log-odds and the ratio to unknown and silence were no better.
     """
     best, score = smoothed(posteriors, times, labels, smooth)
     found, until = [], -np.inf
@@ -161,7 +160,7 @@ def detections(posteriors, times, labels, threshold, smooth=SMOOTH, refractory=R
 
 
 def thresholds_of(posteriors, times, labels, n=60):
-    """About n thresholds, rising, that from every step to one step of a stream lies above, evenly on a logarithmic scale."""
+    """About n rising thresholds: every step of a stream exceeds the first, one step the last; evenly on a log scale."""
     _, score = smoothed(posteriors, times, labels)
     return np.unique(np.quantile(score, 1 - np.geomspace(1, 1 / len(score), n)))
 
@@ -209,7 +208,7 @@ def sweep(posteriors, times, labels, stream, thresholds):
 
 
 def operating_point(curve, alarms=ALARMS):
-    """The lowest threshold of a curve from which on there are never more than `alarms` false alarms an hour; else the highest."""
+    """The lowest threshold with at most `alarms` false alarms an hour there and above; the highest if there is none."""
     point = curve[-1]
     for entry in reversed(curve):
         if entry["alarms_per_hour"] > alarms:
@@ -218,9 +217,9 @@ def operating_point(curve, alarms=ALARMS):
     return point
 
 
-def examine(checkpoint, corpus, hours=4.0, seed=0):
-    """What streaming/<run>.json holds: for each way to listen, the curve and, at the validation's threshold, the test with
-    a 95 % interval of its miss rate that resamples speakers."""
+def measure_streaming(checkpoint, corpus, hours=4.0, seed=0):
+    """What streaming/<run>.json holds: for each way to listen, the curve of misses against false alarms, and the test
+    at the threshold chosen on validation, with a 95 % interval of its miss rate over speakers."""
     spotter, corpus = load(checkpoint), load_corpus(corpus)
     keywords = [w for w in spotter.labels if w not in (UNKNOWN, SILENCE)]
     streams = {
@@ -238,7 +237,6 @@ def examine(checkpoint, corpus, hours=4.0, seed=0):
         "hours": hours,
         "post": {"smooth_s": SMOOTH, "refractory_s": REFRACTORY, "hop_s": HOP},
         "allowed_alarms_per_hour": ALARMS,
-        "machine": machine(),
         "ways": {},
     }
     for name, listen in (("windows", by_windows), ("carried", by_carried_state)):
@@ -267,7 +265,7 @@ def main():
     )
     parser.add_argument("--hours", type=float, default=4.0, help="length of each stream (default 4)")
     a = parser.parse_args()
-    result = examine(a.checkpoint, a.corpus, a.hours)
+    result = measure_streaming(a.checkpoint, a.corpus, a.hours)
     write_json(a.out, result)
     for name, way in result["ways"].items():
         print(

@@ -1,4 +1,4 @@
-"""From a parameter file to the chapter beyond clean clips: grid, robustness, streaming, shipping, search, on a corpus made here."""
+"""From a parameter file to chapter 6: grid, robustness, streaming, release and search, on a corpus of tones."""
 
 import json
 
@@ -8,10 +8,9 @@ import yaml
 
 import kwslib
 from kwslib.io import KwsError, read_json, write_csv, write_json
-from paper import grid, robustness, search, streaming, tables
-from paper import release as ship
+from paper import grid, release, robustness, robustness_figures, search, streaming
 from paper import robustness_report as beyond
-from paper.tables import load_claims
+from paper.writing import write_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = {"high": 2400, "low": 300, "other": 900}  # tones; the last is no keyword
@@ -74,6 +73,7 @@ def params(corpus):
                 "task": ["high", "low"],
                 "variants": MODELS,
                 "seeds": [0],
+                "common": {},
                 "each": {m: {} for m in MODELS},
                 "benchmark": {},
                 "trials": {"plain": {}, "mixed": {"variant": "keyword_cnn", "mixup": 0.3}},
@@ -101,11 +101,12 @@ def trained(corpus, params):
     assert found == [(m, 0, None) for m in MODELS]
     for model in MODELS:
         write_json(
-            out / "robustness" / f"{model}-0.json", robustness.examine(out / "checkpoints" / f"{model}-0", corpus)
+            out / "robustness" / f"{model}-0.json",
+            robustness.measure_robustness(out / "checkpoints" / f"{model}-0", corpus),
         )
         write_json(
             out / "streaming" / f"{model}-0.json",
-            streaming.examine(out / "checkpoints" / f"{model}-0", corpus, hours=0.035),
+            streaming.measure_streaming(out / "checkpoints" / f"{model}-0", corpus, hours=0.035),
         )
     return out
 
@@ -138,7 +139,7 @@ def test_robustness_of_a_model(trained):
     assert set(entry["snr"]) == {"pink", "babble"} and entry["open_set"]["unknown_clips"] == 12
     assert entry["shift"]["0"]["n"] == 24 and set(entry["cut"]) == {str(s) for s in robustness.CUTS}
     assert json.dumps(
-        robustness.examine(trained / "checkpoints/mamba_light-0", trained.parent / "tones")["snr"]
+        robustness.measure_robustness(trained / "checkpoints/mamba_light-0", trained.parent / "tones")["snr"]
     ) == json.dumps(entry["snr"])
 
 
@@ -153,15 +154,15 @@ def test_streaming_of_a_model(trained):
 
 
 def test_tables_figures_and_findings(trained, tmp_path):
-    found, claims = beyond.load_beyond(trained), load_claims()
-    built, drawn = beyond.build(found, claims), beyond.draw(found, claims)
+    found = beyond.load_beyond(trained)
+    built, drawn = beyond.robustness_tables(found), robustness_figures.draw_robustness(found)
     assert set(built) == {"robustness", "paired", "streaming"} and set(drawn) == {
         "conditions",
         "confidence",
         "streaming",
     }
     for name, (df, caption) in built.items():
-        tables.write_table(df, tmp_path, name, caption)
+        write_table(df, tmp_path, name, caption)
         assert len((tmp_path / f"{name}.md").read_text().splitlines()) == len(df) + 4
     accuracies = {e["model"]: e["clean"]["accuracy"] for e in found["robustness"]}
     df, caption = built["paired"]
@@ -171,13 +172,13 @@ def test_tables_figures_and_findings(trained, tmp_path):
     assert "24 test clips of 4 speakers" in caption and all(
         "synthetic" in built[k][0].columns[2] for k in ("robustness",)
     )
-    text = beyond.findings(found, claims)
+    text = beyond.findings(found)
     assert f"{100 * max(accuracies.values()):.2f}" in text and "false alarms an hour" in text
     assert all("n = 24" in caption for name, (_, caption) in drawn.items() if name != "streaming")
 
 
 def test_seeds_are_averaged_and_counted(trained):
-    found, claims = beyond.load_beyond(trained), load_claims()
+    found = beyond.load_beyond(trained)
     light = next(e for e in found["robustness"] if e["model"] == "mamba_light")
     worse = json.loads(json.dumps(light)) | {"seed": 1, "predictions": [1 - t for t in light["targets"]]}
     worse["clean"] |= {"accuracy": 0.0, "interval": [0.0, 0.0]}
@@ -190,17 +191,17 @@ def test_seeds_are_averaged_and_counted(trained):
     assert both[0]["clean"]["interval"] == pytest.approx([x / 2 for x in light["clean"]["interval"]])
     assert both[0]["snr"] == light["snr"] and beyond.over_seeds([light])[0]["std"] is None
     several = {**found, "robustness": [*found["robustness"], worse]}
-    df, _ = beyond.build(several, claims)["robustness"]
+    df, _ = beyond.robustness_tables(several)["robustness"]
     assert list(df["seeds"]) == ["1", "2"] and f"{50 * accuracy:.2f} ± {100 * accuracy / 2**0.5:.2f}" in df.iloc[1, 2]
     cnn = next(e for e in found["robustness"] if e["model"] == "keyword_cnn")
-    paired, _ = beyond.build(several, claims)["paired"]
+    paired, _ = beyond.robustness_tables(several)["paired"]
     assert float(paired.iloc[0, 1]) == pytest.approx(100 * (accuracy / 2 - cnn["clean"]["accuracy"]), abs=0.01)
-    assert paired.iloc[0, -1] == "2 and 1" and "seeds: " in beyond.findings(several, claims)
+    assert paired.iloc[0, -1] == "2 and 1" and "seeds: " in beyond.findings(several)
 
 
 def test_a_shipped_model_is_small_and_says_what_it_is(trained, corpus, tmp_path):
-    kept = ship.ship(trained / "checkpoints/mamba_light-0", trained, corpus, tmp_path)
-    assert abs(kept["full"] - kept["half"]) <= ship.MOST
+    kept = release.release(trained / "checkpoints/mamba_light-0", trained, corpus, tmp_path)
+    assert abs(kept["full"] - kept["half"]) <= release.MOST
     assert (tmp_path / "mamba_light.safetensors").stat().st_size < 1_000_000
     wave = np.sin(2 * np.pi * 2400 * np.arange(16000) / 16000).astype(np.float32) * 0.1
     whole, half = (
@@ -216,7 +217,7 @@ def test_what_does_not_fit_half_precision_is_not_shipped():
     import torch
 
     with pytest.raises(KwsError, match="weight b does not fit half precision"):
-        ship.halved({"a": torch.ones(2), "b": torch.tensor([1e6])})
+        release.halved({"a": torch.ones(2), "b": torch.tensor([1e6])})
 
 
 def test_trials_are_laid_side_by_side(params, corpus, tmp_path, monkeypatch):

@@ -8,12 +8,12 @@ import torch
 from kwslib.models import mamba
 from kwslib.models.registry import build
 from kwslib.scan import BACKENDS, use_backend
-from paper import benchmark_scan, benchmark_training, scan_report
+from paper import benchmark_scan, benchmark_training, scan_figures, scan_report
 
 
 @pytest.fixture(scope="module")
 def result():
-    return benchmark_scan.run(small=True)
+    return benchmark_scan.benchmark_scan(small=True)
 
 
 def test_every_part_is_measured(result):
@@ -41,7 +41,9 @@ def test_a_peer_that_does_not_import_is_named():
 def test_what_is_too_large_is_not_run_and_says_so(monkeypatch):
     monkeypatch.setattr(benchmark_scan, "MOST_PEER", 2 * 5 * 4 * benchmark_scan.STATE - 1)
     shapes = [{"batch": 2, "length": 5, "channels": 4}]
-    rows = benchmark_scan.compare({"kwslib": benchmark_scan.ours, "peer": benchmark_scan.ours}, shapes, 0.001, None)
+    rows = benchmark_scan.benchmark_shapes(
+        {"kwslib": benchmark_scan.ours, "peer": benchmark_scan.ours}, shapes, 0.001, None
+    )
     assert all(
         "kwslib" in row["ms"]["1"] and "peer" not in row["ms"]["1"] and "not run" in row["missing"]["peer"]
         for row in rows
@@ -76,7 +78,7 @@ def test_both_ways_of_feeding_give_whole_batches():
 
 def test_headline_numbers_are_ratios_of_the_rows(result):
     made = copy.deepcopy(result)
-    n = scan_report.most(made)
+    n = scan_report.most_threads(made)
     row = {
         "batch": 64,
         "length": 31,
@@ -89,7 +91,7 @@ def test_headline_numbers_are_ratios_of_the_rows(result):
     }
     clip = row | {"batch": 1, "mode": "forward", "ms": {k: {"kwslib": 0.05, "mambapy": 0.5} for k in {"1", n}}}
     made["scan"] = [row, clip]
-    numbers = scan_report.headline(made)
+    numbers = scan_report.headline_numbers(made)
     assert numbers["training.fastest_peer.least"] == 30 and numbers["training.mamba_ssm.most"] == 50
     assert numbers["clip.fastest_peer.median"] == pytest.approx(10) and numbers["share.both.fma"] == 50
     df, caption = scan_report.scan_table(made)
@@ -98,11 +100,31 @@ def test_headline_numbers_are_ratios_of_the_rows(result):
 
 
 def test_tables_and_figures_are_drawn(result):
-    drawn = scan_report.draw_all(result, {"models": {}})
+    drawn = scan_figures.draw_scan(result)
     assert set(drawn) == {"scan_speed", "scan_shapes", "scan_length", "step_profile"}
     assert all(result["machine"]["cpu"] in caption for _, caption in drawn.values())
-    df, _ = scan_report.models_table(result)
-    assert len(df) == 1
+    df, _ = scan_report.scan_tables(result)["scan_models"]
+    assert len(df) == 1 and df["model"].tolist() == ["Mamba-MFCC Small"]
+
+
+def test_numbers_are_written_without_exponents(result):
+    found = [scan_report.plain(value) for value in (1234.5, 110.2, 12.0, 7.534, 0.5, 0.0123)]
+    assert found == ["1,230", "110", "12.0", "7.53", "0.500", "0.0123"] and scan_report.plain(107.3, 2) == "110"
+    made = copy.deepcopy(result)
+    for row in made["scan"]:
+        row["ms"] = {n: {**ms, "mamba_ssm": 109.7} for n, ms in row["ms"].items()}
+    texts = [text.get_text() for ax in scan_figures.speed_figure(made).axes for text in ax.texts]
+    assert any("110 ms" in text for text in texts) and not any("e+" in text for text in texts)
+
+
+def test_findings_are_sentences_with_the_numbers_of_the_benchmark(result):
+    made = copy.deepcopy(result)
+    for row in made["scan"]:
+        row |= {"batch": 64, "length": 31} if row["mode"] == "both" else {"batch": 1, "length": 31}
+        row["ms"] = {n: {"kwslib": 2.0, "mamba_ssm": 100.0, "mambapy": 60.0} for n in row["ms"]}
+    text = scan_report.scan_findings(made)
+    assert "the fastest peer takes 30 to 30 times as long as kwslib (median 30)" in text and "(median 50)" in text
+    assert "grows with exponent" in text and "Mamba-MFCC Small" in text
 
 
 def test_weights_of_transformers_give_the_same_output():

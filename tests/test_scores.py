@@ -58,7 +58,7 @@ def test_calibration_error_by_hand():
     assert [d["n"] for d in diagram] == [2, 2] and diagram[0]["accuracy"] == 1 and diagram[1]["accuracy"] == 0.5
 
 
-def test_temperature_mends_confidence_and_nothing_else():
+def test_a_temperature_fixes_confidence():
     torch.manual_seed(0)
     logits = torch.randn(4000, 5)
     targets = torch.distributions.Categorical(logits=logits).sample()

@@ -1,0 +1,113 @@
+"""What the models cost, as the paper reports it: kwslib.benchmark, memory, and the growth with the length of the audio.
+
+    python -m paper.benchmark_models --out results/quick/benchmark.json
+
+Peak memory is that of one pass of the largest batch, beyond the weights and the input, which are there before it.
+
+The length part measures time and memory of one pass over a clip of 1 to 64 seconds, for a scan, for retention in its
+parallel form and for attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+import numpy as np
+import torch
+
+from kwslib.benchmark import benchmark_model, benchmark_models, print_entry, spotter_of, timings
+from kwslib.io import CLIP, SAMPLE_RATE, cli, write_json
+from paper.memory import peak_memory
+
+SECONDS = (1, 2, 4, 8, 16, 32, 64)
+LENGTH_MODELS = ("mamba_mfcc_small", "retnet", "kwt_1")  # a scan, retention in its parallel form, attention
+LONGEST = 4  # lengths that an exponent is fitted over
+MOST_MEMORY = 4e9  # bytes that one pass may be expected to take
+
+
+def benchmark_paper(names="all", out=None, n_classes=35, seconds_budget=0.4, small=False, show=None):
+    """benchmark.json's content, also written to `out`: kwslib's `benchmark_models`, and the `length` part.
+
+    Arguments are those of kwslib.benchmark.benchmark_models. Raises KwsError for an unknown model.
+    """
+    result = benchmark_models(names, n_classes, seconds_budget, small, show=show, measure=benchmark_with_memory)
+    seconds, budget = ((1, 2, 4), 0.01) if small else (SECONDS, seconds_budget / 2)
+    models = [name for name in LENGTH_MODELS if name in result["models"] or not small]
+    for device, part in (("cpu", result), ("cuda", result["gpu"])):
+        if part is not None:
+            part["length"] = benchmark_length(models, seconds, budget, device) if models else None
+    if out:
+        write_json(out, result)
+    return result
+
+
+@torch.inference_mode()
+def benchmark_with_memory(spotter, seconds_budget, batches):
+    """`benchmark_model`'s entry, and peak_mb: the memory of one pass of the largest batch, peak_batch."""
+    entry = benchmark_model(spotter, seconds_budget, batches)
+    frames, size = spotter.frontend.frames(CLIP), max(batches)
+    batch = torch.randn(size, frames, spotter.frontend.n_features, device=spotter.device)
+    peak = peak_memory(lambda: spotter.model(batch, None), spotter.device)
+    return entry | {"peak_mb": peak, "peak_batch": size}
+
+
+def expected_bytes(name, seconds):
+    """Rough memory of one pass: RetNet and plain attention hold frames x frames numbers a head."""
+    frames = seconds * SAMPLE_RATE / 256
+    per_pair, per_frame = {"retnet": (8 / 2**2, 32 * 128), "kwt_1": (1, 0)}.get(name, (0, 12 * 128))
+    return 4 * 3 * (per_pair * frames**2 + per_frame * frames)  # float32; some three such tensors at a time
+
+
+@torch.inference_mode()
+def benchmark_length(names=LENGTH_MODELS, seconds=SECONDS, seconds_budget=0.2, device="cpu"):
+    """Time and memory of one pass against the seconds of audio: the `length` entry of benchmark.json.
+
+    The time is the shortest of the passes: what else the machine does only ever adds, and bends a slope.
+    A length expected to take more than MOST_MEMORY is not run. What is None has its reason under `missing`.
+    """
+    result = {"seconds": list(seconds), "threads": torch.get_num_threads(), "models": {}}
+    for name in names:
+        spotter, entry = spotter_of(name, device), {"ms": [], "mb": [], "missing": {}}
+        frontend, on = spotter.frontend, spotter.device
+        for s in seconds:
+            ms = mb = None
+            if (expected := expected_bytes(name, s)) > MOST_MEMORY:
+                entry["missing"][str(s)] = f"not run: it would take about {expected / 1e9:.1f} GB"
+            else:
+                x = torch.randn(1, frontend.frames(s * SAMPLE_RATE), frontend.n_features, device=on)
+                one_pass = partial(spotter.model, x, None)
+                ms = float(timings(one_pass, on, seconds_budget, least=3).min())
+                mb = peak_memory(one_pass, on)
+                entry["missing"] |= {str(s): "memory: the system shows none"} if mb is None else {}
+            entry["ms"].append(ms)
+            entry["mb"].append(mb)
+        entry["exponent_time"] = fit_exponent(seconds, entry["ms"])
+        entry["exponent_memory"] = fit_exponent(seconds, entry["mb"])
+        entry["fitted_over"] = [s for s, ms in zip(seconds, entry["ms"]) if ms][-LONGEST:]
+        result["models"][name] = entry
+    return result
+
+
+def fit_exponent(seconds, values, longest=LONGEST):
+    """Slope of log(value) over log(seconds), by least squares: 1 is linear growth, 2 quadratic.
+
+    Over the `longest` lengths that have a value: at short ones, fixed costs hide the growth. None below two.
+    """
+    points = [(s, v) for s, v in zip(seconds, values) if v is not None and v > 0][-longest:]
+    return float(np.polyfit(*np.log(np.array(points, float)).T, 1)[0]) if len(points) > 1 else None
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--models", default="all", help="'all' (default), or names with commas between; fresh weights")
+    parser.add_argument("--n-classes", type=int, default=35, help="classes of each model (default 35)")
+    parser.add_argument("--budget", type=float, default=0.4, help="seconds a measurement (default 0.4)")
+    parser.add_argument("--small", action="store_true", help="in seconds, to see that it works")
+    parser.add_argument("--out", required=True, help="JSON file to write")
+    a = parser.parse_args(argv)
+    benchmark_paper(a.models, a.out, a.n_classes, a.budget, a.small, show=print_entry)
+
+
+if __name__ == "__main__":
+    cli(main)

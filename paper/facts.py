@@ -1,0 +1,98 @@
+"""Everything that is known of a model, by key: claims, measurements, cost; and how each is printed."""
+
+from __future__ import annotations
+
+from statistics import mean, stdev
+
+from kwslib.models.registry import MODELS
+from paper.results import by_model, label_of
+
+AVERAGED = ("parameters", "macs", "test.accuracy", "test.macro_f1", "test.n")
+SHARES = ("test.accuracy", "test.macro_f1", "common", "precision", "recall")  # fractions, printed in per cent
+
+
+def flat(value, prefix=""):
+    """Nested dicts as one dict of paths: {"latency_ms": {"1": {"p50": 3.2}}} -> {"latency_ms.1.p50": 3.2}."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    leaves = {}
+    for key, child in value.items():
+        leaves |= flat(child, f"{prefix}.{key}" if prefix else key)
+    return leaves
+
+
+def collect_facts(runs, benchmark, claims):
+    """model -> key -> value: the claimed models first, then the other registered ones, then any others.
+
+    Keys are paths: name, claimed.accuracy, claimed.i5 CPU (claims); test.accuracy (a mean over seeds, beside std,
+    interval and seeds), macs, ... (runs); latency_ms.1.p50, gpu.throughput.64, length.exponent_time, ... (benchmark).
+    Accuracies are fractions; "interval" is the mean of the runs' own 95 % intervals.
+    """
+    groups, timings = by_model(runs), timing_facts(benchmark)
+    models = dict.fromkeys([*claims["models"], *MODELS, *timings, *groups])
+    return {
+        model: {"name": label_of(model)}
+        | claimed_facts(model, claims)
+        | timings.get(model, {})
+        | (measured_facts(groups[model]) if model in groups else {})
+        for model in models
+    }
+
+
+def claimed_facts(model, claims):
+    """What claims.yaml says of a model."""
+    facts = {}
+    if entry := claims["models"].get(model):
+        classes, true = next(iter(entry["true_parameters"].items()))
+        facts = flat(entry["claimed"], "claimed")
+        facts["true"] = f"{true:,} ({classes} classes)"
+        facts["reason"] = entry["reason"].format(**entry)
+    for claim in claims["latency"]:
+        if claim["model"] == model:
+            facts[f"claimed.{claim['device']}"] = f"{claim['ms']}; {claim['clips_per_second']}"
+    return facts
+
+
+def timing_facts(benchmark):
+    """model -> what benchmark.json says of it; keys of the GPU begin with "gpu.", those of the length "length."."""
+    facts = {}
+    parts = {"": benchmark, "gpu": (benchmark or {}).get("gpu"), "length": (benchmark or {}).get("length")}
+    for prefix, part in parts.items():
+        for model, values in (part["models"] if part else {}).items():
+            facts.setdefault(model, {}).update(flat(values, prefix))
+    return facts
+
+
+def measured_facts(own):
+    """What the runs of one model say, averaged over its seeds."""
+    flats = [flat(run) for run in own]
+    accuracies = [run["test.accuracy"] for run in flats]
+    facts = {key: mean(run[key] for run in flats) for key in AVERAGED}
+    facts |= {
+        "std": stdev(accuracies) if len(own) > 1 else None,
+        "seeds": len(own),
+        "interval": [mean(run["test"]["interval"][i] for run in own) for i in (0, 1)],
+        "common": mean(run.get("test_common.accuracy") or 0 for run in flats) or None,
+        "counted": f"{own[0]['parameters']:,} ({len(own[0]['labels'])} classes)",
+    }
+    timed = [run["timing"] for run in own if "seconds" in run.get("timing", {})]
+    if timed:
+        facts["training.clips_per_second"] = mean(timing["clips_per_second"] for timing in timed)
+        facts["training.minutes"] = mean(timing["seconds"] for timing in timed) / 60
+    return facts
+
+
+def shown(facts, key):
+    """One fact of a model as tables and pages print it: "97.42 ± 0.08", "1,506,051", "not run", "–"."""
+    value = facts.get(key)
+    if value is None or isinstance(value, str):
+        return value or ("not run" if key in ("test.accuracy", "counted") else "–")
+    if key == "interval":
+        return "–".join(f"{100 * end:.2f}" for end in value)
+    if key in SHARES:
+        spread = facts.get("std") if key == "test.accuracy" else None
+        return f"{100 * value:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
+    if key == "macs":
+        value = value / 1e6
+    decimals = 0 if isinstance(value, int) or value >= 1000 else 1 if value >= 10 else 2
+    return f"{value:,.{decimals}f}"
