@@ -1,8 +1,7 @@
 """Errors in one sentence, and files that are never half-written.
 
-Whatever a person can get wrong ends in a `KwsError`, which `cli` turns (as it does a full disk or a
-folder that is not writable) into one line on stderr. Every file is written through `replacing`, so that it
-either has its final name and is whole, or is not there.
+Whatever a person can get wrong ends in a `KwsError`, which `cli` prints as one line on stderr (as it does a full disk
+or a folder that is not writable). Every file is written through `replacing`, so that it is whole or absent.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def read_json(path, what="file"):
     except FileNotFoundError:
         raise KwsError(f"{what} {path} does not exist") from None
     except (OSError, ValueError) as e:
-        raise KwsError(f"{what} {path} cannot be read as JSON ({e}); make it anew") from None
+        raise KwsError(f"{what} {path} cannot be read as JSON ({e}); make it again") from None
 
 
 def write_csv(path, rows):

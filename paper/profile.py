@@ -9,7 +9,7 @@ from kwslib.training.config import RECIPES, load_config, read_yaml
 
 
 class Profile:
-    """What one `params.yaml` asks for, and where everything of it lies: the one place that knows the paths.
+    """What one `params.yaml` asks for, and where its files are: the one place that knows the paths.
 
     path: the parameter file. root: the repository's folder. Keys: profile, corpus {source, options}, task, variants,
     seeds, common (overrides of every recipe), each (overrides of some, by variant), train (overrides that win over

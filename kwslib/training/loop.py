@@ -52,7 +52,7 @@ def train(config, progress=True):
         place.note(f"continuing {config.model} after epoch {run.epoch}")
     else:
         if (out / RESUME).exists():
-            place.note(f"{out / RESUME} is of another recipe or corpus; starting anew")
+            place.note(f"{out / RESUME} is of another recipe or corpus; starting from scratch")
         normalise = Normalise.measure(training, frontend, device=place.device)
         run.card |= {"labels": training.labels, "features": frontend.options}
         run.card["normalisation"] = {"mean": normalise.mean, "std": normalise.std}
