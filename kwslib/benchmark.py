@@ -132,7 +132,7 @@ def print_entry(title, entry):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser("kws bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model-path", help="checkpoint to time: a file, its folder, or the name of a pretrained model")
     what.add_argument("--models", default="all", help="'all', or names with commas between; fresh weights")
