@@ -148,11 +148,9 @@ PROOFS = {"train": prove_training, "trial": prove_training, "taught": prove_trai
 
 def stale(repo):
     """The addresses of all stages whose dependencies, parameters or command are not those of their lock file."""
-    return [
-        stage.addressing
-        for stage in repo.index.stages
-        if stage.changed_stage() or stage.changed_deps(allow_missing=True)
-    ]
+    with repo.lock:
+        stages = repo.index.stages
+        return [s.addressing for s in stages if s.changed_stage() or s.changed_deps(allow_missing=True)]
 
 
 def renew(repo, address):

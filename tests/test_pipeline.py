@@ -105,7 +105,7 @@ def test_a_failing_notebook_leaves_nothing_under_its_final_name(tmp_path, monkey
             nbformat.v4.new_code_cell("fail = True", metadata={"tags": ["parameters"]}),
             nbformat.v4.new_code_cell("import sys; print('seen'); print('progress', file=sys.stderr)"),
             nbformat.v4.new_code_cell("if fail: raise ValueError('broken')"),
-        ]
+        ],
     )
     nbformat.write(notebook, tmp_path / "notebooks/01_data.ipynb")
     monkeypatch.chdir(tmp_path)
