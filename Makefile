@@ -42,7 +42,7 @@ endif
 	$(RUN) paper.reproduction $(if $(filter beyond,$(PROFILE)),subset,$(PROFILE))
 
 stale: $(READY)  ## list the stages whose committed results are not of this code; nothing where all are
-	@$(RUN) dvc repro --dry --allow-missing --all-pipelines
+	@$(RUN) paper.prove --list
 
 prove: $(READY)  ## show that a change of the code changes no result, and renew dvc.lock: BEFORE=<commit of the old code>
 	$(RUN) paper.prove --before '$(BEFORE)' $(STAGES)

@@ -6,24 +6,27 @@
 A training is proved by its first epoch: the run's own recipe is trained for one epoch with the code of the commit
 `--before` (in a git worktree) and with the code in this folder; all weights must be equal bit for bit, and the epoch's
 losses and accuracies must be those of the history that the run left. What only reads a checkpoint (robustness,
-streaming) is proved by running it on a shipped model with both codes: the results must be equal. Each proof is kept in
-results/<profile>/proofs, and only then is the stage's entry in dvc.lock renewed. Every other stage takes minutes: run
-it.
+streaming) is proved by running it on a shipped model with both codes: the results must be equal. The scan's benchmark
+is proved by the scan's bits, and its times in turns. Each proof is kept in results/<profile>/proofs, and only then is
+the stage's entry in dvc.lock renewed. Every other stage takes minutes: run it.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from kwslib.io import KwsError, cli, read_csv, read_json, write_json
+from kwslib.training.config import read_yaml
 
 EPOCH = ("training_loss", "training_accuracy", "validation_loss", "validation_accuracy")
 WITNESS = "kwslib/pretrained/mamba_light.safetensors"  # a checkpoint that every clone has
@@ -123,34 +126,83 @@ def old_keys(recipe):
 
 
 def prove_reading(profile, kind, name, trees, root):
-    """The proof of a stage that reads a checkpoint: the hash of what it finds for the shipped model, equal for both
-    codes.
-    """
-    found = {"what": f"{kind} of {WITNESS}"}
-    for when, tree in trees.items():
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "out.json" if kind == "streaming" else Path(folder)
-            corpus = root / "data" / "subset"
-            more = ("--hours", 0.5) if kind == "streaming" else ()
-            command = python(tree, f"paper.{kind}", root / WITNESS, "--corpus", corpus, "--out", out, *more)
-            subprocess.run(command, cwd=tree, env=only(tree), check=True, capture_output=True)
-            result = read_json(next(Path(folder).rglob("*.json")), "result")
-        result = {key: value for key, value in result.items() if key not in PER_MACHINE}
-        found[when] = hashlib.sha256(repr(sorted(result.items())).encode()).hexdigest()
+    """The proof of a stage that reads a checkpoint: the hash of what it finds for the shipped model, equal in both."""
+    found = {"what": f"{kind} of {WITNESS}"} | {when: finding(kind, tree, root) for when, tree in trees.items()}
     if found["before"] != found["after"]:
         raise KwsError(f"{profile} {name}: the results differ; run the stage again")
     return found
 
 
+@cache
+def finding(kind, tree, root):
+    """SHA-256 of what `paper.<kind>` of a tree finds for the shipped model, without what depends on the machine."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json" if kind == "streaming" else Path(folder)
+        more = ("--hours", 0.5) if kind == "streaming" else ()
+        command = python(tree, f"paper.{kind}", root / WITNESS, "--corpus", root / "data/subset", "--out", out, *more)
+        subprocess.run(command, cwd=tree, env=only(tree), check=True, capture_output=True)
+        result = read_json(next(Path(folder).rglob("*.json")), "result")
+    result = {key: value for key, value in result.items() if key not in PER_MACHINE}
+    return hashlib.sha256(repr(sorted(result.items())).encode()).hexdigest()
+
+
+def prove_scan(profile, kind, name, trees, root):
+    """The proof of the scan's benchmark: at its shapes, the same bits forward and backward in the same time.
+
+    Both codes run in turns, five times; the time of each is its shortest, and their ratio must be within a tenth.
+    """
+    runs = {when: [] for when in trees}
+    for _ in range(5):
+        for when, tree in trees.items():
+            run = subprocess.run(
+                [sys.executable, "-c", SCANS], cwd=tree, env=only(tree), check=True, capture_output=True
+            )
+            runs[when].append(json.loads(run.stdout))
+    found = {"what": "bits and time of the scan", **{when: all_runs[0]["bits"] for when, all_runs in runs.items()}}
+    least = {when: [min(times) for times in zip(*(run["ms"] for run in all_runs))] for when, all_runs in runs.items()}
+    found["ratio"] = [round(after / before, 3) for before, after in zip(least["before"], least["after"])]
+    if found["before"] != found["after"] or not all(0.9 < ratio < 1.1 for ratio in found["ratio"]):
+        raise KwsError(f"the scan's bits or times differ ({found}); run the stage again")
+    return found
+
+
+SCANS = """
+import hashlib, json, time, torch
+from kwslib.scan import selective_scan
+digest, ms = hashlib.sha256(), []
+for batch, length, channels in ((1, 31, 128), (64, 31, 128), (64, 63, 384)):
+    make = torch.Generator().manual_seed(0)
+    u, delta, z = (torch.randn(batch, length, channels, generator=make).requires_grad_() for _ in range(3))
+    B, C = (torch.randn(batch, length, 16, generator=make).requires_grad_() for _ in range(2))
+    A = -torch.rand(channels, 16, generator=make).requires_grad_()
+    best = float("inf")
+    for _ in range(30):
+        started = time.perf_counter()
+        y = selective_scan(u, delta, A, B, C, z=z, delta_softplus=True, layout="bld")
+        grads = torch.autograd.grad(y.square().sum(), (u, delta, B, C, z))
+        best = min(best, time.perf_counter() - started)
+    ms.append(1000 * best)
+    for t in (y, *grads):
+        digest.update(t.detach().numpy().tobytes())
+print(json.dumps({"bits": digest.hexdigest(), "ms": ms}))
+"""
+
 PROOFS = {"train": prove_training, "trial": prove_training, "taught": prove_training,
-          "robustness": prove_reading, "streaming": prove_reading}  # fmt: skip
+          "robustness": prove_reading, "streaming": prove_reading, "scan": prove_scan}  # fmt: skip
 
 
 def stale(repo):
-    """The addresses of all stages whose dependencies, parameters or command are not those of their lock file."""
+    """The addresses of all stages that were run, and whose dependencies, parameters or command are others now."""
     with repo.lock:
-        stages = repo.index.stages
-        return [s.addressing for s in stages if s.changed_stage() or s.changed_deps(allow_missing=True)]
+        ran = [stage for stage in repo.index.stages if stage.name in locked(stage.path)]
+        return [s.addressing for s in ran if s.changed_stage() or s.changed_deps(allow_missing=True)]
+
+
+@cache
+def locked(path):
+    """The names of the stages in the lock file beside a dvc.yaml: those that were run."""
+    lock = Path(path).with_suffix(".lock")
+    return set(read_yaml(lock, "lock file", "dvc repro writes it").get("stages", ())) if lock.is_file() else set()
 
 
 def renew(repo, address):
@@ -209,9 +261,18 @@ def prove(before, addresses=(), root=".", jobs=2):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("stages", nargs="*", help="addresses of stages (default: all that are out of date)")
-    parser.add_argument("--before", required=True, help="commit whose code made the results")
+    parser.add_argument("--before", help="commit whose code made the results")
+    parser.add_argument("--list", action="store_true", help="only list what is out of date; exit 1 if anything is")
     parser.add_argument("--jobs", type=int, default=2, help="proofs at a time (default 2)")
     a = parser.parse_args()
+    if a.list:
+        from dvc.repo import Repo
+
+        found = stale(Repo("."))
+        print("\n".join(found) or "nothing is out of date")
+        return 1 if found else 0
+    if not a.before:
+        raise KwsError("no commit is given; name the one whose code made the results, as in: make prove BEFORE=HEAD~3")
     failed = prove(a.before, a.stages, jobs=a.jobs)
     for problem in failed:
         print(f"error: {problem}", file=sys.stderr)
