@@ -19,6 +19,7 @@ import torch
 from kwslib.benchmark import benchmark_model, benchmark_models, print_entry, spotter_of, timings
 from kwslib.io import CLIP, SAMPLE_RATE, cli, write_json
 from paper.memory import peak_memory
+from paper.results import label_of
 
 SECONDS = (1, 2, 4, 8, 16, 32, 64)
 LENGTH_MODELS = ("mamba_mfcc_small", "retnet", "kwt_1")  # a scan, retention in its parallel form, attention
@@ -96,6 +97,30 @@ def fit_exponent(seconds, values, longest=LONGEST):
     """
     points = [(s, v) for s, v in zip(seconds, values) if v is not None and v > 0][-longest:]
     return float(np.polyfit(*np.log(np.array(points, float)).T, 1)[0]) if len(points) > 1 else None
+
+
+def cost_findings(result):
+    """Sentences, in Markdown, on what benchmark.json holds: the fastest models, and the growth with the length."""
+    models, lines = result["models"], []
+    one_clip = {model: entry["latency_ms"]["1"]["p50"] for model, entry in models.items()}
+    quick, slow = min(one_clip, key=one_clip.get), max(one_clip, key=one_clip.get)
+    lines.append(
+        f"On one thread of {result['machine']['cpu']}, {label_of(quick)} is the fastest at one clip, with a median "
+        f"latency of {one_clip[quick]:.2f} ms; {label_of(slow)} is the slowest, with {one_clip[slow]:.2f} ms."
+    )
+    batch = max(models[quick]["throughput"], key=int)
+    rates = {model: entry["throughput"][batch] for model, entry in models.items()}
+    most = max(rates, key=rates.get)
+    lines.append(f"In batches of {batch}, {label_of(most)} has the highest throughput, {rates[most]:,.0f} clips/s.")
+    for model, values in ((result.get("length") or {}).get("models", {})).items():
+        if values["exponent_time"] is not None:
+            memory, fitted = values["exponent_memory"], values["fitted_over"]
+            lines.append(
+                f"From {fitted[0]} to {fitted[-1]} s of audio, the time of {label_of(model)} grows with exponent "
+                f"{values['exponent_time']:.2f}"
+                + (f" and its memory with exponent {memory:.2f}." if memory is not None else ".")
+            )
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def main(argv=None):

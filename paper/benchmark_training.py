@@ -40,7 +40,7 @@ def clips(count):
 
 
 def recipe(name):
-    return Config(model=name, batch_size=64, epochs=1, threads=0)
+    return Config(model=name, batch_size=64, epochs=1, threads=0, device="cpu")
 
 
 def our_training(name, steps):
@@ -51,7 +51,7 @@ def our_training(name, steps):
     augment, mask = Augment(config.shift_ms, config.noise), SpecMask(config.freq_mask, config.time_mask)
     batches = Batches(clips(64 * steps), frontend, Normalise(-40.0, 20.0), 64, "cpu", augment, mask)
     few = Batches(clips(128), frontend, Normalise(-40.0, 20.0), 64, "cpu", augment, mask)
-    rates = [config.lr] * max(2, steps)  # the warm-up takes two
+    rates = [config.lr] * max(2, steps)  # two in the warm-up
     train = partial(train_epoch, model, optimizer, config=config, rates=rates, place=Place(config))
     train(few, 0)  # warm-up
     started = time.perf_counter()

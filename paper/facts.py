@@ -8,6 +8,7 @@ from kwslib.models.registry import MODELS
 from paper.results import by_model, label_of
 
 AVERAGED = ("parameters", "macs", "test.accuracy", "test.macro_f1", "test.n")
+NEAR = 0.01  # of accuracy: models this close to the best are compared by their cost
 SHARES = ("test.accuracy", "test.macro_f1", "common", "precision", "recall")  # fractions, printed in per cent
 
 
@@ -96,3 +97,35 @@ def shown(facts, key):
         value = value / 1e6
     decimals = 0 if isinstance(value, int) or value >= 1000 else 1 if value >= 10 else 2
     return f"{value:,.{decimals}f}"
+
+
+def paper_findings(facts, corpus):
+    """Sentences, in Markdown, on what the runs on `corpus` (its name) show; of `collect_facts`."""
+    run = {model: own for model, own in facts.items() if "test.accuracy" in own}
+    if not run:
+        return "- No run has finished yet."
+    run = sorted(run.values(), key=lambda own: -own["test.accuracy"])
+    best, near = run[0], [own for own in run if run[0]["test.accuracy"] - own["test.accuracy"] <= NEAR]
+    lines = [
+        f"{len(run)} of {len(facts)} models have been run on: {corpus}.",
+        f"The highest test accuracy: {accuracy_sentence(best)}.",
+    ]
+    if (least := min(near, key=lambda own: own["macs"])) is not best:
+        lines.append(
+            f"Of those at most {100 * NEAR:.0f} point below it, the cheapest to run: {accuracy_sentence(least)}."
+        )
+    if paper := [own for own in run if "reason" in own and own is not best]:
+        lines.append(
+            f"The best {'other ' if 'reason' in best else ''}variant of the paper: {accuracy_sentence(paper[0])}."
+        )
+    lines.append(f"The lowest test accuracy: {accuracy_sentence(run[-1])}.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def accuracy_sentence(own):
+    """A model's accuracy, interval, seeds, parameters and MACs in words."""
+    seeds = f"{own['seeds']} seed{'s' if own['seeds'] > 1 else ''}"
+    return (
+        f"{own['name']} reaches {shown(own, 'test.accuracy')} % (95 % interval {shown(own, 'interval')}, {seeds}) with "
+        f"{shown(own, 'parameters')} parameters and {shown(own, 'macs')} M MACs"
+    )

@@ -1,20 +1,21 @@
 """The common style of the figures: sizes, fonts, and how each model looks. A new model gets a look by being registered.
 
-A family of models (those whose names differ in the size alone) keeps its marker and its hue; a size within it has its
-own line style and shade. Models so differ in grey, too.
+A family of models (those whose names differ in the size alone) keeps its hue; a size within it has its own marker, line
+style and shade. So models differ in grey, too, and no two have the same colour and marker.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from kwslib.io import replacing
 from kwslib.models.registry import MODELS
-from paper.results import label_of, short_of
+from paper.results import short_of
 
 COLUMN, PAGE = 3.4, 7.0  # widths in inches: single and double column
 RC = {
@@ -55,11 +56,11 @@ COLOURS = (
 )
 MARKERS = ("o", "s", "^", "D", "P", "v", "X", "h", "p", "*", "<", ">", "d")
 LINES = ("-", "--", ":", "-.")
-# Models that are not registered, in results of somebody else's code: colours and a line of their own, in the order in
-# which they are first drawn.
-UNKNOWN_COLOURS = ("#332288", "#CC3311", "#117733", "#882255", "#44AA99", "#AA7700", "#EE3377")
-UNKNOWN_LINE = (0, (5, 1, 1, 1))
-UNKNOWN = {}
+# Models that are not registered, in results of somebody else's code: colours and a line of their own.
+UNKNOWN_COLOURS, UNKNOWN_LINE = (
+    ("#332288", "#CC3311", "#117733", "#882255", "#44AA99", "#AA7700", "#EE3377"),
+    (0, (5, 1, 1, 1)),
+)
 
 
 def family_of(model):
@@ -76,36 +77,27 @@ def families():
     return found
 
 
-def family_label(family):
-    """What the names of a family's models have in common: "Mamba-Mel", "MobileNetV2"."""
-    names = [label_of(model) for model in families()[family]]
-    if len(names) == 1:
-        return names[0]
-    same = 0
-    while len({name[: same + 1] for name in names}) == 1:
-        same += 1
-    return re.sub(r"[ -][^ -]*$", "", names[0][:same])  # up to the last space or hyphen
-
-
 def look(model):
     """Label, colour, marker and line style of a model: keyword arguments of Axes.plot."""
     family = family_of(model)
     if model not in families().get(family, ()):
-        place = UNKNOWN.setdefault(model, len(UNKNOWN))
+        place = zlib.crc32(model.encode())  # the same in every process
         colour = UNKNOWN_COLOURS[place % len(UNKNOWN_COLOURS)]
         return {"label": model, "color": colour, "marker": MARKERS[place % len(MARKERS)], "linestyle": UNKNOWN_LINE}
     place, size = list(families()).index(family), families()[family].index(model)
     return {
         "label": short_of(model),
-        "color": darker(COLOURS[place % len(COLOURS)], size),
-        "marker": MARKERS[place % len(MARKERS)],
+        "color": shade(COLOURS[place % len(COLOURS)], size),
+        "marker": MARKERS[(place + 5 * size) % len(MARKERS)],
         "linestyle": LINES[size % len(LINES)],
     }
 
 
-def darker(colour, steps):
-    """A hexadecimal colour, three tenths darker at each step."""
-    return "#" + "".join(f"{round(int(colour[i : i + 2], 16) * 0.7**steps):02X}" for i in (1, 3, 5))
+def shade(colour, size):
+    """A hexadecimal colour for the sizes of a family: as it is, darker, lighter, much darker."""
+    towards, share = ((0, 0.0), (0, 0.5), (255, 0.25), (0, 0.75))[size % 4]
+    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(part + (towards - part) * share):02X}" for part in parts)
 
 
 def new_figure(width, height, rows=1, columns=1, **options):
@@ -131,7 +123,8 @@ def label_points(ax, points):
     """Write the text of each (x, y, text, colour) beside it, clear of all points and of the other labels."""
     from matplotlib.transforms import Bbox
 
-    ax.figure.draw_without_rendering()  # settles the layout, on which the search relies
+    for _ in range(2):  # settles the layout, on which the search relies
+        ax.figure.draw_without_rendering()
     taken = [Bbox([ax.transData.transform(point[:2])] * 2).padded(5) for point in points]
     for x, y, text, colour in points:
         note = ax.annotate(
@@ -142,26 +135,41 @@ def label_points(ax, points):
             dx, dy = radius * np.cos(angle), radius * np.sin(angle)
             note.set(position=(dx, dy), ha="left" if dx > 1 else "right" if dx < -1 else "center")
             box = note.get_window_extent()
-            inside = ax.bbox.contains(box.x0, box.y0) and ax.bbox.contains(box.x1, box.y1)
+            inside = ax.bbox.contains(box.x0 - 4, box.y0) and ax.bbox.contains(box.x1 + 4, box.y1)
             if inside and not box.count_overlaps(taken):
                 break
         taken += [box] if text else []
 
 
 def mark_far(ax, points, floor, top=101):
-    """Cut the y axis at `floor`; each (x, y, text, colour) below it becomes an arrow with its number."""
-    far = [point for point in points if point[1] < floor]
+    """Cut the y axis at `floor`; each (x, y, text, colour) below it becomes an arrow with its number.
+
+    The labels of neighbours are at different heights, so that no arrow crosses another's label.
+    """
+    far = sorted(point for point in points if point[1] < floor)
     if not far:
         return
     ax.set_ylim(floor, top)
-    for x, y, name, colour in far:
+    for i, (x, y, name, colour) in enumerate(far):
+        place = ax.transAxes.inverted().transform(ax.transData.transform((x, floor)))[0]
+        side = 0.0 if place < 0.2 else 1.0 if place > 0.8 else 0.5  # of the label, so that it stays inside the axes
         ax.annotate(
             f"{name} {y:.1f}",
             (x, floor),
-            (0, 16),
+            (0, 12 + 9 * ((len(far) - 1 - i) % 3)),
             textcoords="offset points",
-            ha="center",
+            ha={0.0: "left", 0.5: "center", 1.0: "right"}[side],
             fontsize=6,
             color=colour,
-            arrowprops={"arrowstyle": "->", "color": colour},
+            arrowprops={"arrowstyle": "->", "color": colour, "shrinkB": 0, "relpos": (side, 0)},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2, "alpha": 0.7},
         )
+
+
+def plain_ticks(axis, subs=(1,)):
+    """Ticks of a logarithmic axis (ax.xaxis or ax.yaxis) as plain numbers: 0.1, 10, 1,000."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -1,7 +1,7 @@
 """The paper's figures, drawn from result files: one function a figure, each returns a matplotlib Figure.
 
 Measured accuracy is filled, with its interval; published results are hollow and the paper's claims are crosses, in a
-panel of their own unless the test set is the published one. `paper_figures` and `timing_figures` add captions.
+panel of their own unless the test set is the published one. `paper_figures` adds captions.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from paper.figure_style import (
     COLUMN,
     PAGE,
     families,
-    family_label,
     family_of,
     label_points,
     look,
     mark_far,
     new_figure,
+    plain_ticks,
 )
 from paper.results import by_model, chosen_run, corpus_name, describe, label_of, source, timed_on
 from paper.tables import fitted_range
@@ -32,8 +32,8 @@ QUANTITIES = {"parameters": "parameters", "macs": "MACs per second of audio"}
 GREY = {"color": "0.3", "linestyle": "", "markerfacecolor": "none"}  # of published results
 
 
-def paper_figures(runs, claims):
-    """name -> (Figure, caption) of what does not depend on the machine, as far as there are results."""
+def paper_figures(runs, benchmark, claims):
+    """name -> (Figure, caption) of all that the results allow."""
     small = claims["models"]["mamba_mel_small"]
     drawn = {
         "architecture": (
@@ -45,7 +45,7 @@ def paper_figures(runs, claims):
     if runs:
         for quantity, name in (("parameters", "parameters"), ("macs", "MACs")):
             caption = (
-                f"Accuracy against {name}. Filled, with intervals: measured (an arrow: far below); lines join the "
+                f"Accuracy against {name}. Filled, with intervals: measured (arrow: far below); lines join the "
                 f"sizes of a family. {describe(runs)} Hollow: test accuracy on V2-35, published. Crosses: validation "
                 f"accuracy on V2-35, as claimed. Neither was measured here"
                 f"{'; the MACs were counted here' if name == 'MACs' else ''}."
@@ -63,12 +63,7 @@ def paper_figures(runs, claims):
             f"Validation accuracy (n = {runs[0]['validation']['n']:,} clips) and training loss against the epoch; "
             f"bands span the seeds. {source(runs)}",
         )
-    return drawn
-
-
-def timing_figures(benchmark):
-    """name -> (Figure, caption) of what was timed: latency, latency_gpu, length; as far as benchmark.json has them."""
-    drawn, benchmark = {}, benchmark or {}
+    benchmark = benchmark or {}
     for name, device in (("latency", benchmark), ("latency_gpu", benchmark.get("gpu"))):
         if device:
             caption = f"Latency (batch 1, features to logits) and throughput. {timed_on(benchmark)}"
@@ -91,9 +86,11 @@ def learning_curves(runs):
     for column, (title, models) in zip(axes.T, groups.items()):
         for i, model in enumerate(sorted(models, key=registry_order)):
             curve_with_band(column, models[model], look(model), i / len(models))
-        column[0].set_title(title)
+        column[0].set_title(title if len(groups) > 1 else "")
         column[1].set_xlabel("epoch")
-        column[1].legend(**BELOW)
+        column[1].xaxis.get_major_locator().set_params(integer=True)
+    lines = [line for ax in axes[0] for line in ax.lines]
+    fig.legend(handles=lines, loc="outside lower center", ncols=5, handlelength=3)
     fig.suptitle(corpus_name(runs), fontsize=8)
     axes[0, 0].set_ylabel("validation accuracy (%)")
     axes[1, 0].set_ylabel("training loss (nats)")
@@ -174,7 +171,7 @@ def accuracy_against(runs, claims, quantity="parameters"):
     ]
     theirs.set(ylabel="stated accuracy (%)\nSpeech Commands V2-35", title="published and claimed")
     ours.set(ylabel=f"accuracy (%)\n{corpus_name(runs)}", title="" if same else "measured here, test")
-    fig.legend(handles=marks, loc="outside lower center", ncols=4)
+    fig.legend(handles=marks, loc="outside lower center", ncols=5)
     label_points(theirs, stated + ([(x, y, "", colour) for x, y, _, colour in measured] if same else []))
     return fig
 
@@ -182,25 +179,25 @@ def accuracy_against(runs, claims, quantity="parameters"):
 def draw_measured(ax, facts, quantity):
     """The measured accuracies with their intervals, the sizes of a family joined.
 
-    Returns the points as (x, accuracy, name, colour), and the legend's entry of each family.
+    Returns the points as (x, accuracy, name, colour), and the legend's entry of each model.
     """
     from matplotlib.lines import Line2D
 
     groups, points, marks = {}, [], []
-    for model, own in facts.items():
-        if "test.accuracy" in own:
+    for model in sorted(facts, key=registry_order):
+        if "test.accuracy" in facts[model]:
             groups.setdefault(family_of(model), []).append(model)
-    for family, models in groups.items():
-        models.sort(key=lambda model: facts[model][quantity])
-        x, y = np.array([(facts[m][quantity], 100 * facts[m]["test.accuracy"]) for m in models]).T
-        low, high = 100 * np.array([facts[m]["interval"] for m in models]).T
-        style = look(families()[family][0] if family in families() else models[0])
-        colour, marker = style["color"], style["marker"]
-        ax.errorbar(x, y, np.abs([y - low, high - y]), color=colour, fmt=marker, capsize=2)
-        ax.plot(x, y, color=colour, linewidth=0.6, alpha=0.6)
-        name = family_label(family) if family in families() else family
-        marks.append(Line2D([], [], marker=marker, color=colour, linestyle="", label=f"{name}, measured"))
-        points += [(*point, look(model)["label"], colour) for *point, model in zip(x, y, models)]
+    for models in groups.values():
+        line = sorted((facts[model][quantity], 100 * facts[model]["test.accuracy"]) for model in models)
+        ax.plot(*np.array(line).T, color=look(models[0])["color"], linewidth=0.6, alpha=0.6)
+        for model in models:
+            style, own = look(model), facts[model]
+            point = own[quantity], 100 * own["test.accuracy"]
+            spread = [[abs(100 * end - point[1])] for end in own["interval"]]
+            ax.errorbar(*point, spread, color=style["color"], fmt=style["marker"], capsize=2)
+            mark = {key: style[key] for key in ("color", "marker", "label")}
+            marks.append(Line2D([], [], linestyle="", **mark))
+            points.append((*point, style["label"], style["color"]))
     return points, marks
 
 
@@ -270,6 +267,7 @@ def latency_and_throughput(timings, gpu=False):
         lines.plot(sizes, [entry["throughput"][str(size)] for size in sizes], **look(model))
     lines.set_xscale("log", base=2)
     lines.set(yscale="log", xlabel="batch size (clips)", ylabel="throughput (clips/s)")
+    plain_ticks(lines.yaxis, (1, 2, 5))
     lines.set_xticks(sizes, sizes)
     lines.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=3)
     return fig
@@ -287,6 +285,7 @@ def length_scaling(length):
             ax.plot(seconds, np.array(values[key], float), **style)
         ax.set_xscale("log", base=2)
         ax.set(yscale="log", xlabel="length of the audio (s)", ylabel=f"{what} ({unit})")
+        plain_ticks(ax.yaxis)
         ax.set_xticks(seconds, seconds)
         ax.legend(**BELOW)
     return fig

@@ -31,7 +31,7 @@ def peak_memory(run, device):
 
 
 def resident(field):
-    """MB of resident memory: now (VmRSS), or the most so far (VmHWM), which is all that other systems tell."""
+    """MB of resident memory: now (VmRSS), or at most so far (VmHWM), which is all that systems other than Linux say."""
     if (status := Path("/proc/self/status")).exists():
         return int(re.search(rf"{field}:\s+(\d+)", status.read_text())[1]) * 1024 / 1e6
     if sys.platform == "win32":

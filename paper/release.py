@@ -28,40 +28,33 @@ def halved(weights):
 
 
 def card_text(card, run, kept):
-    """The model card in Markdown; every number is that of `run` or `kept`."""
-    test, corpus, validation = run["test"], run["corpus"], run["validation"]
-    interval = "–".join(f"{100 * v:.2f}" for v in test["interval"])
+    """The model card in Markdown: words, data, licence, recipe, metrics, limits; numbers are from `run` and `kept`."""
+    test, corpus, low_high = run["test"], run["corpus"], "–".join(f"{100 * v:.2f}" for v in run["test"]["interval"])
     weak = sorted(test["per_word"].items(), key=lambda w: w[1]["recall"])[:3]
     weak = ", ".join(f"{word} ({100 * s['recall']:.0f} % of {s['n']})" for word, s in weak)
     recipe = ", ".join(f"{k} {v}" for k, v in card["recipe"].items() if k not in ("model", "task", "seed"))
-    words = ", ".join(card["labels"])
-    usage = f'`kwslib.load("{run["model"]}.safetensors").predict("a.wav")`'
-    data = f"{card['training']['clips']:,} clips of {corpus['name']}: {corpus['attribution'].rstrip('.')}."
-    selected = f"{100 * validation['accuracy']:.2f} %, epoch {validation['epoch']}"
-    tested = f"{100 * test['accuracy']:.2f} % (95 % interval over speakers {interval}; n = {test['n']:,} clips of"
-    halves = f"the accuracy on validation is {100 * kept['half']:.2f} %, in full {100 * kept['full']:.2f} %."
     return f"""# {run["model"]}, seed {run["seed"]}
 
-A keyword spotter of kwslib: {usage}. {run["parameters"]:,} parameters,
+A keyword spotter of kwslib: `kwslib.load("{run["model"]}.safetensors").predict("a.wav")`. {run["parameters"]:,} parameters,
 {run["macs"] / 1e6:.1f} M multiply-accumulates a second of audio, float16 on disk, float32 in use.
 
-**Words.** {words}. It has no class for other words or silence: whatever it hears, it names one of these.
+**Words.** {", ".join(card["labels"])}. It has no class for other words or silence: whatever it hears, it names one of these.
 
-**Data and licence.** Trained on {data}
+**Data and licence.** Trained on {card["training"]["clips"]:,} clips of {corpus["name"]}: {corpus["attribution"].rstrip(".")}.
 Licence of the data: {corpus["licence"]}. Code and weights: MIT. Corpus checksum {corpus["checksum"][:16]}.
 
-**Recipe.** {recipe}. Trained in {card["training"]["precision"]}; the epoch was selected on validation ({selected}).
+**Recipe.** {recipe}. Trained in {card["training"]["precision"]}; the epoch was selected on validation ({100 * run["validation"]["accuracy"]:.2f} %, epoch {run["validation"]["epoch"]}).
 
-**Test, after the selection.** Accuracy {tested}
+**Test, after the selection.** Accuracy {100 * test["accuracy"]:.2f} % (95 % interval over speakers {low_high}; n = {test["n"]:,} clips of
 {test["speakers"]:,} speakers), macro-F1 {100 * test["macro_f1"]:.2f} %. Weakest words: {weak}.
-In half precision {halves}
+In half precision the accuracy on validation is {100 * kept["half"]:.2f} %, in full {100 * kept["full"]:.2f} %.
 
 **Limits.** English words, of volunteers at their own microphones, one second, mostly clean; no claim is made for children,
 accents that the corpus lacks, far microphones, or any use where a mistake does harm. This is one seed of one recipe.
 """  # noqa: E501
 
 
-def release(checkpoint, results, corpus, out):
+def release_model(checkpoint, results, corpus, out):
     """Write the halved checkpoint and its card to `out`; returns validation accuracy in full and half precision."""
     weights, card = read_checkpoint(checkpoint)
     name, seed = card["model"], card["recipe"]["seed"]
@@ -91,8 +84,11 @@ def main():
     parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
     parser.add_argument("--out", default="shipped", help="folder to write to (default shipped)")
     a = parser.parse_args()
-    kept = release(a.checkpoint, a.results, a.corpus, a.out)
-    print(f"{a.checkpoint}: validation {kept['full']:.2%}, in half precision {kept['half']:.2%}; written to {a.out}")
+    kept = release_model(a.checkpoint, a.results, a.corpus, a.out)
+    print(
+        f"{a.checkpoint}: validation {kept['full']:.2%} in full precision, {kept['half']:.2%} in half; "
+        f"written to {a.out}"
+    )
     return 0
 
 

@@ -1,9 +1,9 @@
-"""Robustness of one trained model: noise, shifts, cuts and telephone lines; its calibration; unknown words.
+"""Beyond clean one-second clips: a trained model in noise, shifted, cut, on the telephone; calibration; unknown words.
 
     python -m paper.robustness checkpoints/subset/mamba_light-0 --corpus data/subset --out results/subset
 
-writes results/subset/robustness/mamba_light-0.json. The test split is read, nothing is chosen by it: the checkpoint
-was selected on validation, and so was the temperature.
+writes results/subset/robustness/mamba_light-0.json. Nothing is chosen on the test split: the
+checkpoint and the temperature were selected on validation.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def mixed(waves, noise, snr):
 
 
 def shifted(waves, ms):
-    """Every wave `ms` later (earlier where negative); zeros come in."""
+    """Every wave `ms` later (earlier where negative); the gap is zeros."""
     return shift(waves, round(ms * SAMPLE_RATE / 1000))
 
 
@@ -81,9 +81,9 @@ def unknown_words(corpus, labels, split):
 
 
 def measure_robustness(checkpoint, corpus, seed=0):
-    """Everything that robustness/<run>.json holds: accuracy by condition, calibration, and rejection of unknown words.
+    """The content of robustness/<run>.json: accuracy by condition, calibration, and rejection of unknown words.
 
-    Accuracies are {n, speakers, accuracy, interval}. Every model meets the same noise, drawn by `seed`.
+    Accuracies are {n, speakers, accuracy, interval}. Every model gets the same noise, which follows from `seed`.
     """
     spotter, corpus = load(checkpoint), load_corpus(corpus)
     task, recipe = spotter.card["recipe"]["task"], spotter.card["recipe"]
@@ -105,10 +105,10 @@ def measure_robustness(checkpoint, corpus, seed=0):
         "speakers": list(map(str, test.speakers)),
         "targets": targets.tolist(),
     }
-    strangers, _ = unknown_words(corpus, [w for w in spotter.labels if w not in (UNKNOWN, SILENCE)], "testing")
+    unknown, _ = unknown_words(corpus, [w for w in spotter.labels if w not in (UNKNOWN, SILENCE)], "testing")
     noises = {"pink": pink(len(waves), CLIP, generator)}
-    if len(strangers) >= TALKERS:
-        noises["babble"] = babble(to_float(strangers), len(waves), generator)
+    if len(unknown) >= TALKERS:
+        noises["babble"] = babble(to_float(unknown), len(waves), generator)
     result["snr"] = {
         kind: {str(snr): score(mixed(waves, noise, snr), whole) for snr in SNRS} for kind, noise in noises.items()
     }
@@ -123,10 +123,10 @@ def measure_robustness(checkpoint, corpus, seed=0):
     result["telephone"] = score(telephone(waves))
     held = spotter.all_logits(validation.waves, validation.samples)
     result["calibration"] = calibration(clean, test.targets, held, validation.targets)
-    if len(strangers):
+    if len(unknown):
         known = clean.softmax(1).amax(1).numpy()
-        unknown = spotter.all_logits(strangers).softmax(1).amax(1).numpy()
-        result["open_set"] = {"unknown_clips": len(unknown), **roc(known, unknown)}
+        other = spotter.all_logits(unknown).softmax(1).amax(1).numpy()
+        result["open_set"] = {"unknown_clips": len(other), **roc(known, other)}
     return result
 
 

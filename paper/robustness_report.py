@@ -49,7 +49,7 @@ def averaged(values):
 
 
 def over_seeds(entries):
-    """One entry for each model: the mean over its seeds, "seeds" (how many) and "std" (of clean accuracies, or None).
+    """One entry for each model: the mean over its seeds, "seeds" (how many), "std" (of the clean accuracies, or None).
 
     The intervals are the means of the seeds' own; the reliability diagrams are the first seed's.
     """
@@ -61,7 +61,7 @@ def over_seeds(entries):
 
 
 def comparisons(entries, chosen):
-    """`chosen` against every other model on the same clips: a paired bootstrap over speakers; seeds are averaged."""
+    """`chosen` against every other model, on the same clips, by a paired bootstrap over speakers; seeds averaged."""
 
     def hits(own):
         return np.mean([np.array(entry["predictions"]) == np.array(entry["targets"]) for entry in own], 0)
@@ -90,8 +90,7 @@ def about_clips(entries):
     clean = entries[0]["clean"]
     return (
         f"{source(entries)} n = {clean['n']:,} test clips of {clean['speakers']:,} speakers; means over the seeds of "
-        "each "
-        "model, ± standard deviation; 95 % intervals over speakers."
+        "each model, ± standard deviation; 95 % intervals over speakers."
     )
 
 
@@ -121,8 +120,7 @@ def conditions_table(entries):
     return DataFrame(rows), (
         "Accuracy under conditions that were not in the training, calibration, and rejection of words that were not in "
         "the training. Pink noise, and babble of six other voices; only the loudest half second, with the rest masked "
-        "or "
-        f"left as silence; 300 to 3,400 Hz and 8-bit µ-law at 8 kHz. {about_clips(entries)}"
+        f"or left as silence; 300 to 3,400 Hz and 8-bit µ-law at 8 kHz. {about_clips(entries)}"
     )
 
 
@@ -142,8 +140,7 @@ def paired_table(entries, chosen):
     ]
     return DataFrame(rows), (
         "Paired bootstrap over speakers, 10,000 draws, the same clips for both models, each clip averaged over the "
-        "seeds, "
-        "which are not resampled; p is two-sided and not corrected for the number of comparisons. "
+        "seeds, which are not resampled; p is two-sided and not corrected for the number of comparisons. "
         f"{about_clips(entries)}"
     )
 
@@ -176,12 +173,9 @@ def streaming_table(streams):
     s = streams[0]
     return DataFrame(rows), (
         f"Synthetic streams of {s['hours']:g} h of held-out speakers: keywords among as many other words, background "
-        "noise "
-        f"at 5 to 25 dB. The threshold is the lowest with at most {s['allowed_alarms_per_hour']} false alarms an hour "
-        "on "
-        "the validation stream, or the highest tried. Misses with a 95 % interval over speakers. The delay counts from "
-        "the "
-        f"end of the clip. {source(streams)}"
+        f"noise at 5 to 25 dB. The threshold is the lowest with at most {s['allowed_alarms_per_hour']} false alarms an "
+        "hour on the validation stream, or the highest tried. Misses with a 95 % interval over speakers. The delay "
+        f"counts from the end of the clip. {source(streams)}"
     )
 
 
@@ -217,20 +211,18 @@ def findings(found, chosen="mamba_light"):
     lines.append(
         f"The calibration error ranges from {least['calibration']['error']:.3f} ({label_of(least['model'])}) to "
         f"{most['calibration']['error']:.3f} ({label_of(most['model'])}); with a temperature fitted on validation it "
-        "is at "
-        f"most {max(e['calibration']['error_scaled'] for e in entries):.3f}."
+        f"is at most {max(e['calibration']['error_scaled'] for e in entries):.3f}."
     )
     if known := [(e["open_set"]["area"], e) for e in entries if "open_set" in e]:
         least, most = extremes(known)
         lines.append(
             f"By its confidence, {label_of(most['model'])} is the best at rejecting unknown words (area under the "
-            "curve "
-            f"{most['open_set']['area']:.3f}), {label_of(least['model'])} the worst ({least['open_set']['area']:.3f})."
+            f"curve {most['open_set']['area']:.3f}), {label_of(least['model'])} the worst "
+            f"({least['open_set']['area']:.3f})."
         )
     lines += [
         f"In {w['test']['hours']:g} h of synthetic stream, {label_of(s['model'])} trained on {task_of(s)} "
-        f"({WAYS[way]}) "
-        f"misses {100 * w['test']['miss_rate']:.1f} % of {w['test']['n']:,} keywords at "
+        f"({WAYS[way]}) misses {100 * w['test']['miss_rate']:.1f} % of {w['test']['n']:,} keywords at "
         f"{w['test']['alarms_per_hour']:.2f} false alarms an hour."
         for s in found["streaming"]
         for way, w in s["ways"].items()

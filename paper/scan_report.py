@@ -88,8 +88,10 @@ def scan_timed_on(result):
 
 def plain(value, digits=3):
     """A positive number with `digits` significant digits and without an exponent: "1,230", "110", "7.53", "0.0210"."""
-    places = digits - 1 - floor(log10(value)) if value else digits - 1
-    return f"{round(value, places):,.{max(0, places)}f}"
+    for _ in range(2):  # rounding may add a digit
+        places = digits - 1 - floor(log10(value)) if value else digits - 1
+        value = round(value, places)
+    return f"{value:,.{max(0, places)}f}"
 
 
 def scan_tables(result):
@@ -124,10 +126,8 @@ def scan_table(result):
     return DataFrame(rows), (
         f"The selective scan, state {result['state']}, {n} threads unless stated otherwise; × is a peer's time over "
         "kwslib's; not run: too large, or too slow (scan.json says which). Instructions are the vector instructions of "
-        "the "
-        "scan's arithmetic, counted, over the multiply-adds a second of PyTorch's matrix product; they can exceed 100 "
-        "%, "
-        "because that product does not fill the units, and because not all instructions are multiply-adds. "
+        "the scan's arithmetic, counted, over the multiply-adds a second of PyTorch's matrix product; they can exceed "
+        "100 %, because that product does not fill the units, and because not all instructions are multiply-adds. "
         f"{scan_timed_on(result)}"
     )
 
@@ -149,10 +149,8 @@ def models_table(result):
     ]
     return DataFrame(rows), (
         "Whole models: the training loop at batch 64, and the latency of one clip on one thread, beside the same model "
-        "as "
-        "the paper's code runs it (plain scan, float32, clip-by-clip features in DataLoader workers); and where the "
-        "time "
-        f"of a training step goes. {scan_timed_on(result)}"
+        "as the paper's code runs it (plain scan, float32, clip-by-clip features in DataLoader workers); and where the "
+        f"time of a training step goes. {scan_timed_on(result)}"
     )
 
 

@@ -67,8 +67,7 @@ def trials_table(folder):
     corpus, n = trials[0]["corpus"], trials[0]["validation"]["n"]
     return (
         f"Best validation accuracy of each trial, n = {n:,} clips; the test split was not read. Corpus: "
-        f"{corpus['name']}. "
-        f"{corpus['attribution']}.\n\n{markdown(lines)}\n"
+        f"{corpus['name']}. {corpus['attribution']}.\n\n{markdown(lines)}\n"
     )
 
 

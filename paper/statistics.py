@@ -1,4 +1,4 @@
-"""Paired comparison of two models, calibration, and rejection of unknown words."""
+"""What accuracy does not say: whether a model is better than another, is calibrated, and rejects unknown words."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def paired_bootstrap(better, worse, speakers, draws=10_000, seed=0):
 
 
 def calibration_error(probabilities, targets, bins=BINS):
-    """Expected calibration error (the mean gap between confidence and accuracy, over bins) and its diagram.
+    """Expected calibration error, the mean gap between confidence and accuracy over bins of confidence; its diagram.
 
     probabilities (n, classes), targets (n,). The diagram is a list of {confidence, accuracy, n}, empty bins left out.
     """
@@ -49,7 +49,7 @@ def calibration_error(probabilities, targets, bins=BINS):
 
 
 def temperature_of(logits, targets):
-    """The temperature T that fits softmax(logits / T) to held-out clips best (Guo et al. 2017, section 4.2)."""
+    """The temperature that makes softmax(logits / T) likeliest on held-out clips (Guo et al. 2017, section 4.2)."""
     log_t = torch.zeros((), requires_grad=True)
     logits, optimizer = logits.float(), torch.optim.LBFGS([log_t], lr=0.5, max_iter=100, line_search_fn="strong_wolfe")
 

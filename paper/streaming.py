@@ -1,9 +1,11 @@
-"""Spotting in continuous audio: a synthetic stream with exact time stamps, detection, misses and false alarms.
+"""Spotting in continuous audio: synthetic streams with exact time stamps, detections, misses and false alarms.
 
-    python -m paper.streaming checkpoints/subset/mamba_light-0 --corpus data/subset --out streaming/mamba_light-0.json
+    python -m paper.streaming checkpoints/subset/mamba_light-0 --corpus data/subset \\
+        --out results/subset/streaming/mamba_light-0.json
 
-A stream is keywords, other words and silence of held-out speakers over background noise, made by seed. The threshold
-is chosen on a stream of the validation speakers, and counted on one of the test speakers.
+A stream has keywords, other words and silence of held-out speakers over background noise, and follows from its seed.
+The threshold is chosen on a stream of the validation speakers; misses and false alarms are counted on one of the test
+speakers.
 
 Two ways to listen: `windows` classifies the last second again every hop; `carried` gives every frame to the model
 once, carrying each Mamba block's state (Gu & Dao 2023, section 3.3.2), and averages its outputs over the last second.
@@ -27,8 +29,8 @@ from kwslib.models.layers import SequenceKWS
 from kwslib.spotter import load
 
 HOP = 0.1  # seconds between decisions
-SMOOTH, REFRACTORY = 0.6, 1.5  # seconds: posteriors are averaged over the first; no detection within the second
-LATEST = 1.0  # seconds after the end of a clip: a detection up to then counts, since the window still holds the word
+SMOOTH, REFRACTORY = 0.6, 1.5  # seconds over which posteriors are averaged, and without detections after each one
+LATEST = 1.0  # seconds after the end of a clip in which a detection still counts: the window holds the word that long
 ALARMS = 0.5  # an hour, at the operating point
 
 
@@ -51,9 +53,9 @@ def make_stream(
 ):
     """A Stream of `split`'s speakers: words at random moments without overlap, half of them keywords, over noise.
 
-    Every word has the loudness that it was recorded with; the noise of each ten seconds is `snr` dB below it on
-    average, drawn anew. With `heard_others` false, the other words of the validation stream come from the training
-    speakers too: the model has heard none of them. Raises KwsError where the corpus has no such words, or no noise.
+    Every word is as loud as it was recorded; the noise is `snr` dB below the words' average, drawn anew every ten
+    seconds. With `heard_others` false, the validation stream takes other words from the training speakers too: the
+    model was not trained on them. Raises KwsError where the corpus has no such words, or no noise.
     """
     rng = np.random.default_rng([seed, len(split)])
     known = np.isin(corpus.words, keywords)
@@ -100,10 +102,10 @@ def by_windows(spotter, wave, hop=HOP, batch=256):
 
 @torch.no_grad()
 def by_carried_state(spotter, wave, hop=HOP, piece=30.0, overlap=0.5):
-    """As `by_windows`, but the Mamba blocks see each frame once: their states are carried through the stream.
+    """As `by_windows`, but each frame goes through the Mamba blocks once: their states are carried through the stream.
 
-    Features and convolutions see pieces of `piece` seconds with `overlap` beyond both ends; the range of 80 dB
-    is counted from the loudest frame of a piece, not of a second. Raises KwsError for a model without Mamba blocks.
+    Features and convolutions see pieces of `piece` seconds with `overlap` beyond both ends; the range of 80 dB is
+    relative to the loudest frame of a piece, not of a second. Raises KwsError for a model without Mamba blocks.
     """
     model, front = spotter.model, spotter.frontend
     if not isinstance(model, SequenceKWS) or not hasattr(model.blocks[0], "mixer"):
@@ -130,8 +132,10 @@ def by_carried_state(spotter, wave, hop=HOP, piece=30.0, overlap=0.5):
 
 
 def smoothed(posteriors, times, labels, smooth=SMOOTH):
-    """Mean of the last `smooth` seconds of posteriors (steps, labels): the index of the most likely label and its mean,
-    each (steps,). The mean is 0 where that label is the unknown or silence."""
+    """Averages posteriors (steps, labels) over the last `smooth` seconds: index of the most likely label, and its mean.
+
+    Both are (steps,). The mean is 0 where that label is the class of unknown words or of silence.
+    """
     step = times[1] - times[0] if len(times) > 1 else 1.0
     n = max(1, round(smooth / step))
     sums = np.cumsum(np.vstack([np.zeros((n, posteriors.shape[1])), posteriors]), 0)
@@ -143,12 +147,12 @@ def smoothed(posteriors, times, labels, smooth=SMOOTH):
 def detections(posteriors, times, labels, threshold, smooth=SMOOTH, refractory=REFRACTORY):
     """Post-processing: [(time s, label), …] from posteriors (steps, labels).
 
-    Posteriors are averaged over the last `smooth` seconds. The most likely label is detected where its mean exceeds
-    `threshold`, unless it is the unknown or silence; then there is no further detection for `refractory` seconds.
+    Posteriors are averaged over the last `smooth` seconds. The most likely label is detected if its mean is above
+    `threshold` and it is not the class of unknown words or silence; then there is no other for `refractory` seconds.
 
-    Both times were chosen on validation streams, among 0.2 to 0.8 s and 0.8 to 1.5 s. The window holds a word until a
-    second after its end, so that a shorter refractory time detects it twice; a shorter average reacts to single
-    syllables of other words. Log-posteriors, log-odds and the ratio to unknown and silence were no better.
+    The durations were chosen on validation streams, among 0.2 to 0.8 s and 0.8 to 1.5 s. The window holds a word for
+    a second after its end, so a shorter refractory time detects it twice; a shorter mean follows every syllable
+    of a word that is not a keyword. Log-posteriors, log-odds, and ratios to the other classes did no better.
     """
     best, score = smoothed(posteriors, times, labels, smooth)
     found, until = [], -np.inf
@@ -160,16 +164,16 @@ def detections(posteriors, times, labels, threshold, smooth=SMOOTH, refractory=R
 
 
 def thresholds_of(posteriors, times, labels, n=60):
-    """About n rising thresholds: every step of a stream exceeds the first, one step the last; evenly on a log scale."""
+    """About n rising thresholds: the number of steps above them falls, evenly on a log scale, from all to one."""
     _, score = smoothed(posteriors, times, labels)
     return np.unique(np.quantile(score, 1 - np.geomspace(1, 1 / len(score), n)))
 
 
 def match(found, stream, latest=LATEST):
-    """For each keyword of the stream the delay (s) of the detection that spots it, or None where it is missed.
+    """For each keyword of the stream the delay (s) of the detection that finds it, or None where it is missed.
 
-    A keyword is spotted by the first detection of its own label between its start and `latest` seconds after its end,
-    and a detection spots one keyword. The delay counts from the end of the clip's sound, so that it may be negative.
+    A keyword is found by the first detection of its own label between its start and `latest` seconds after its end,
+    and a detection finds one keyword. The delay counts from the end of the clip's sound, so that it may be negative.
     """
     used, delays, i = set(), [], 0
     for start, end, word in stream.events:
@@ -188,7 +192,7 @@ def match(found, stream, latest=LATEST):
 
 def count(found, stream):
     """Misses and false alarms of detections: dict of n (keywords), miss_rate, false_alarms (every detection that
-    spots no keyword), alarms_per_hour, hours, delay_s (median)."""
+    finds no keyword), alarms_per_hour, hours, delay_s (median)."""
     delays = match(found, stream)
     spotted = [d for d in delays if d is not None]
     alarms = len(found) - len(spotted)
@@ -208,7 +212,7 @@ def sweep(posteriors, times, labels, stream, thresholds):
 
 
 def operating_point(curve, alarms=ALARMS):
-    """The lowest threshold with at most `alarms` false alarms an hour there and above; the highest if there is none."""
+    """The lowest threshold of a curve from which on false alarms never exceed `alarms` an hour; else the highest."""
     point = curve[-1]
     for entry in reversed(curve):
         if entry["alarms_per_hour"] > alarms:
@@ -218,8 +222,10 @@ def operating_point(curve, alarms=ALARMS):
 
 
 def measure_streaming(checkpoint, corpus, hours=4.0, seed=0):
-    """What streaming/<run>.json holds: for each way to listen, the curve of misses against false alarms, and the test
-    at the threshold chosen on validation, with a 95 % interval of its miss rate over speakers."""
+    """The content of streaming/<run>.json: for each way to listen, the curve, and the test at the chosen threshold.
+
+    The miss rate of the test has a 95 % interval that resamples speakers.
+    """
     spotter, corpus = load(checkpoint), load_corpus(corpus)
     keywords = [w for w in spotter.labels if w not in (UNKNOWN, SILENCE)]
     streams = {

@@ -159,8 +159,7 @@ def benchmark_table(facts, benchmark, claims):
     caption = (
         "Latency (batch 1, features to logits unless stated otherwise), throughput, and peak memory of the largest "
         "batch beyond weights and input. Claimed figures are from other machines, and how they were measured is not "
-        "stated. "
-        f"{timed_on(benchmark)}"
+        f"stated. {timed_on(benchmark)}"
     )
     return text_table(facts.values(), columns), caption
 

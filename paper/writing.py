@@ -9,7 +9,6 @@ from kwslib.io import replacing
 from paper.figure_style import save_figure
 
 SPECIAL = re.compile(r"(?<!\w)_|_(?!\w)|[\\|*<`]")  # of Markdown; an underline within a word is harmless
-ESCAPED = r"\\\g<0>"
 WIDE = 50  # characters: a column with a longer cell is set as a paragraph
 # Characters that not every LaTeX engine and font encoding prints.
 SIGNS = str.maketrans({"±": r"$\pm$", "×": r"$\times$", "–": "--", "“": "``", "”": "''", "<": r"\textless{}",
@@ -20,7 +19,7 @@ def markdown(df):
     """A DataFrame of text as a Markdown table."""
 
     def line(cells):
-        return f"| {' | '.join(SPECIAL.sub(ESCAPED, cell) for cell in cells)} |"
+        return "| " + " | ".join(SPECIAL.sub(r"\\\g<0>", cell) for cell in cells) + " |"
 
     return "\n".join([line(df), line(["---"] * len(df.columns)), *map(line, df.values)])
 
@@ -69,7 +68,7 @@ def write_text(path, text):
         scratch.write_text(text, encoding="utf-8")
 
 
-def write_report(tables, figures, results_folder, figures_folder):
+def write_report(tables, figures, results_folder, figures_folder=None):
     """Write name -> (DataFrame, caption) to `results_folder` and name -> (Figure, caption) to `figures_folder`.
 
     Returns a sentence that says what was written.

@@ -51,3 +51,20 @@ def finished(corpus, tmp_path_factory):
     card = run(corpus, out)
     torch.set_num_threads(threads)
     return out, card
+
+
+@pytest.fixture(scope="session")
+def claims():
+    """The content of claims.yaml."""
+    from paper.results import load_claims
+
+    return load_claims()
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory):
+    """Two seeds of one Mamba, one of MobileNetV2 with a better validation accuracy, timings of two models."""
+    from made_results import a_benchmark, a_folder, a_run
+
+    runs = [a_run("mamba_mel_small", 0, 0.90), a_run("mamba_mel_small", 1, 0.94), a_run("mobilenet_v2_035", 0, 0.95)]
+    return a_folder(tmp_path_factory.mktemp("results") / "quick", runs, a_benchmark(gpu=True))

@@ -1,4 +1,4 @@
-"""From a parameter file to chapter 6: grid, robustness, streaming, release and search, on a corpus of tones."""
+"""From a parameter file to the chapter beyond clean clips: grid, robustness, streaming, release, search."""
 
 import json
 
@@ -8,8 +8,7 @@ import yaml
 
 import kwslib
 from kwslib.io import KwsError, read_json, write_csv, write_json
-from paper import grid, release, robustness, robustness_figures, search, streaming
-from paper import robustness_report as beyond
+from paper import grid, release, robustness, robustness_figures, robustness_report, search, streaming
 from paper.writing import write_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -138,7 +137,7 @@ def test_robustness_of_a_model(trained):
     assert np.mean(np.array(entry["predictions"]) == entry["targets"]) == pytest.approx(run["test"]["accuracy"])
     assert set(entry["snr"]) == {"pink", "babble"} and entry["open_set"]["unknown_clips"] == 12
     assert entry["shift"]["0"]["n"] == 24 and set(entry["cut"]) == {str(s) for s in robustness.CUTS}
-    assert json.dumps(
+    assert "machine" not in entry and json.dumps(
         robustness.measure_robustness(trained / "checkpoints/mamba_light-0", trained.parent / "tones")["snr"]
     ) == json.dumps(entry["snr"])
 
@@ -154,8 +153,9 @@ def test_streaming_of_a_model(trained):
 
 
 def test_tables_figures_and_findings(trained, tmp_path):
-    found = beyond.load_beyond(trained)
-    built, drawn = beyond.robustness_tables(found), robustness_figures.draw_robustness(found)
+    found = robustness_report.load_beyond(trained)
+    built = robustness_report.robustness_tables(found)
+    drawn = robustness_figures.robustness_figures(found)
     assert set(built) == {"robustness", "paired", "streaming"} and set(drawn) == {
         "conditions",
         "confidence",
@@ -172,35 +172,35 @@ def test_tables_figures_and_findings(trained, tmp_path):
     assert "24 test clips of 4 speakers" in caption and all(
         "synthetic" in built[k][0].columns[2] for k in ("robustness",)
     )
-    text = beyond.findings(found)
+    text = robustness_report.findings(found)
     assert f"{100 * max(accuracies.values()):.2f}" in text and "false alarms an hour" in text
     assert all("n = 24" in caption for name, (_, caption) in drawn.items() if name != "streaming")
 
 
 def test_seeds_are_averaged_and_counted(trained):
-    found = beyond.load_beyond(trained)
+    found = robustness_report.load_beyond(trained)
     light = next(e for e in found["robustness"] if e["model"] == "mamba_light")
     worse = json.loads(json.dumps(light)) | {"seed": 1, "predictions": [1 - t for t in light["targets"]]}
     worse["clean"] |= {"accuracy": 0.0, "interval": [0.0, 0.0]}
-    both = beyond.over_seeds([light, worse])
+    both = robustness_report.over_seeds([light, worse])
     assert len(both) == 1 and both[0]["seeds"] == 2 and both[0]["clean"]["n"] == 24
     accuracy = light["clean"]["accuracy"]
     assert both[0]["clean"]["accuracy"] == pytest.approx(accuracy / 2) and both[0]["std"] == pytest.approx(
         accuracy / 2**0.5
     )
     assert both[0]["clean"]["interval"] == pytest.approx([x / 2 for x in light["clean"]["interval"]])
-    assert both[0]["snr"] == light["snr"] and beyond.over_seeds([light])[0]["std"] is None
+    assert both[0]["snr"] == light["snr"] and robustness_report.over_seeds([light])[0]["std"] is None
     several = {**found, "robustness": [*found["robustness"], worse]}
-    df, _ = beyond.robustness_tables(several)["robustness"]
+    df, _ = robustness_report.robustness_tables(several)["robustness"]
     assert list(df["seeds"]) == ["1", "2"] and f"{50 * accuracy:.2f} ± {100 * accuracy / 2**0.5:.2f}" in df.iloc[1, 2]
     cnn = next(e for e in found["robustness"] if e["model"] == "keyword_cnn")
-    paired, _ = beyond.robustness_tables(several)["paired"]
+    paired, _ = robustness_report.robustness_tables(several)["paired"]
     assert float(paired.iloc[0, 1]) == pytest.approx(100 * (accuracy / 2 - cnn["clean"]["accuracy"]), abs=0.01)
-    assert paired.iloc[0, -1] == "2 and 1" and "seeds: " in beyond.findings(several)
+    assert paired.iloc[0, -1] == "2 and 1" and "seeds: " in robustness_report.findings(several)
 
 
 def test_a_shipped_model_is_small_and_says_what_it_is(trained, corpus, tmp_path):
-    kept = release.release(trained / "checkpoints/mamba_light-0", trained, corpus, tmp_path)
+    kept = release.release_model(trained / "checkpoints/mamba_light-0", trained, corpus, tmp_path)
     assert abs(kept["full"] - kept["half"]) <= release.MOST
     assert (tmp_path / "mamba_light.safetensors").stat().st_size < 1_000_000
     wave = np.sin(2 * np.pi * 2400 * np.arange(16000) / 16000).astype(np.float32) * 0.1

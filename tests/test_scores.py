@@ -6,8 +6,7 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 
 from kwslib import metrics
-from paper import robustness
-from paper import statistics as scores
+from paper import robustness, statistics
 
 
 def test_report_agrees_with_scikit_learn():
@@ -22,7 +21,7 @@ def test_report_agrees_with_scikit_learn():
 def test_area_agrees_with_scikit_learn():
     rng = np.random.default_rng(1)
     known, unknown = np.round(rng.normal(1, 1, 300), 1), np.round(rng.normal(0, 1, 200), 1)  # with ties
-    found = scores.roc(known, unknown)
+    found = statistics.roc(known, unknown)
     truth = np.r_[np.ones(300), np.zeros(200)]
     assert found["area"] == pytest.approx(roc_auc_score(truth, np.r_[known, unknown]))
     assert np.all(np.diff(found["known_accepted"]) >= 0) and found["known_accepted"][-1] == 1
@@ -35,11 +34,11 @@ def test_paired_bootstrap_finds_a_difference_and_finds_none():
     speakers = rng.integers(150, size=1500)
     base = rng.random(1500) < 0.9
     better = base | (rng.random(1500) < 0.3)
-    found = scores.paired_bootstrap(better, base, speakers, 2000)
+    found = statistics.paired_bootstrap(better, base, speakers, 2000)
     assert found["difference"] == pytest.approx(better.mean() - base.mean())
     assert found["interval"][0] > 0 and found["p"] <= 0.01
-    assert scores.paired_bootstrap(base, better, speakers, 2000)["difference"] == -found["difference"]
-    same = scores.paired_bootstrap(base, base, speakers, 1000)
+    assert statistics.paired_bootstrap(base, better, speakers, 2000)["difference"] == -found["difference"]
+    same = statistics.paired_bootstrap(base, base, speakers, 1000)
     assert same["difference"] == 0 and same["p"] == 1
 
 
@@ -47,22 +46,22 @@ def test_paired_bootstrap_resamples_speakers():
     """One speaker's hundred clips are one piece of evidence, not a hundred."""
     speakers = np.repeat([0, 1, 2, 3], 100)
     better, worse = np.ones(400), np.r_[np.zeros(100), np.ones(300)]
-    assert scores.paired_bootstrap(better, worse, speakers, 2000)["p"] > 0.2
-    assert scores.paired_bootstrap(better, worse, np.arange(400), 2000)["p"] < 0.01
+    assert statistics.paired_bootstrap(better, worse, speakers, 2000)["p"] > 0.2
+    assert statistics.paired_bootstrap(better, worse, np.arange(400), 2000)["p"] < 0.01
 
 
 def test_calibration_error_by_hand():
     p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
-    error, diagram = scores.calibration_error(p, torch.tensor([0, 1, 0, 0]))
+    error, diagram = statistics.calibration_error(p, torch.tensor([0, 1, 0, 0]))
     assert error == pytest.approx((2 * 0.4 + 2 * 0.4) / 4)
     assert [d["n"] for d in diagram] == [2, 2] and diagram[0]["accuracy"] == 1 and diagram[1]["accuracy"] == 0.5
 
 
-def test_a_temperature_fixes_confidence():
+def test_temperature_corrects_confidence_and_nothing_else():
     torch.manual_seed(0)
     logits = torch.randn(4000, 5)
     targets = torch.distributions.Categorical(logits=logits).sample()
-    found = scores.calibration(3 * logits[:2000], targets[:2000], 3 * logits[2000:], targets[2000:])
+    found = statistics.calibration(3 * logits[:2000], targets[:2000], 3 * logits[2000:], targets[2000:])
     assert found["temperature"] == pytest.approx(3, rel=0.1)
     assert found["error_scaled"] < 0.03 < 0.1 < found["error"]
 

@@ -119,7 +119,7 @@ def test_counts_of_nothing():
     assert count([(1.0, "yes")], stream_of([], 1.0))["alarms_per_hour"] == pytest.approx(1)
 
 
-def test_thresholds_reach_from_every_step_to_the_most_confident():
+def test_thresholds_reach_from_every_step_to_a_single_one():
     rng = np.random.default_rng(0)
     p, times = rng.dirichlet([0.3] * 3, 5000), 0.1 * np.arange(5000)
     tried = thresholds_of(p, times, LABELS)

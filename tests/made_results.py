@@ -1,4 +1,4 @@
-"""Small result files, as the pipeline writes them: for the tests of tables and figures."""
+"""Result files made up for the tests of tables and figures: runs, timings, a benchmark."""
 
 import copy
 
@@ -72,12 +72,6 @@ def a_folder(path, runs, benchmark=None):
     for run in runs:
         stem = f"{run['model']}-{run['seed']}"
         write_json(path / "runs" / f"{stem}.json", run)
-        timing = {
-            "seconds": 90.0,
-            "clips_per_second": 1_234.4,
-            "machine": {"cpu": "Test_CPU", "gpu": None, "threads": 2},
-        }
-        write_json(path / "timing" / f"{stem}.json", timing)
         rows = [
             {
                 "epoch": e,
@@ -89,6 +83,12 @@ def a_folder(path, runs, benchmark=None):
             }
             for e in (1, 2, 3)
         ]
+        timed = {
+            "seconds": 90.0,
+            "clips_per_second": 1_234.4,
+            "machine": {"cpu": "Test_CPU", "gpu": None, "threads": 1},
+        }
+        write_json(path / "timing" / f"{stem}.json", timed)
         (path / "history").mkdir(exist_ok=True)
         write_csv(path / "history" / f"{stem}.csv", rows)
     if benchmark:
