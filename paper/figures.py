@@ -1,7 +1,7 @@
 """The paper's figures, drawn from result files: one function a figure, each returns a matplotlib Figure.
 
 Measured accuracy is filled, with its interval; published results are hollow and the paper's claims are crosses, in a
-panel of their own unless the test set is the published one. `paper_figures` adds captions.
+panel of their own unless the test set is the published one. `paper_figures` and `timing_figures` add captions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ QUANTITIES = {"parameters": "parameters", "macs": "MACs per second of audio"}
 GREY = {"color": "0.3", "linestyle": "", "markerfacecolor": "none"}  # of published results
 
 
-def paper_figures(runs, benchmark, claims):
+def paper_figures(runs, claims):
     """name -> (Figure, caption) of all that the results allow."""
     small = claims["models"]["mamba_mel_small"]
     drawn = {
@@ -63,7 +63,12 @@ def paper_figures(runs, benchmark, claims):
             f"Validation accuracy (n = {runs[0]['validation']['n']:,} clips) and training loss against the epoch; "
             f"bands span the seeds. {source(runs)}",
         )
-    benchmark = benchmark or {}
+    return drawn
+
+
+def timing_figures(benchmark):
+    """name -> (Figure, caption) of what depends on the machine; empty where nothing has been timed (None)."""
+    drawn, benchmark = {}, benchmark or {}
     for name, device in (("latency", benchmark), ("latency_gpu", benchmark.get("gpu"))):
         if device:
             caption = f"Latency (batch 1, features to logits) and throughput. {timed_on(benchmark)}"

@@ -22,7 +22,7 @@ def drawn(results, claims):
     rng = np.random.default_rng(0)
     mel, power = rng.normal(size=(63, 128)), rng.random((63, 1_025))
     features = diagrams.feature_pipeline(rng.normal(size=16_000), power, mel, mel, np.zeros_like(mel))
-    every = figures.paper_figures(load_runs(results), load_benchmark(results), claims)
+    every = figures.paper_figures(load_runs(results), claims) | figures.timing_figures(load_benchmark(results))
     return every | {"features": (features, "")}
 
 
@@ -30,7 +30,8 @@ def test_every_figure_is_saved_as_pdf_and_png_the_same_bytes_in_every_process(re
     code = (
         "import sys; from paper import figures; from paper.figure_style import save_figure; "
         "from paper.results import *; results, out = sys.argv[1:]; "
-        "drawn = figures.paper_figures(load_runs(results), load_benchmark(results), load_claims()); "
+        "drawn = figures.paper_figures(load_runs(results), load_claims()); "
+        "drawn |= figures.timing_figures(load_benchmark(results)); "
         "[save_figure(fig, out + '/quick', name) for name, (fig, _) in drawn.items()]"
     )
     env = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -119,7 +120,7 @@ def test_captions_name_corpus_clips_and_machine(drawn, claims):
         assert "synthetic corpus “beeps”" in drawn[name][1] and "n = 60" in drawn[name][1]
     assert "n = 40" in drawn["learning_curves"][1] and "synthetic" in drawn["learning_curves"][1]
     assert "Test_CPU" in drawn["latency"][1] and "TestGPU" in drawn["latency_gpu"][1]
-    assert set(figures.paper_figures([], None, claims)) == {"architecture"}
+    assert set(figures.paper_figures([], claims)) == {"architecture"} and figures.timing_figures(None) == {}
 
 
 def test_no_two_models_share_colour_and_marker():
