@@ -1,84 +1,103 @@
-"""The README's tables and numbers, read again from result files.
+"""README.md and docs/results.md, whole, from their templates and the committed result files.
 
-    python -m paper.pages README.md results/quick results/subset results/scan
+    python -m paper.pages            writes both
 
-replaces what lies between `<!-- table: quick/variants -->` and `<!-- end -->`, and between
-`<!-- n: quick/retnet.parameters -->` and `<!-- /n -->`. No number there is typed by hand.
+The templates are paper/templates/*.md (Jinja2). No number in them is typed by hand: `fact("subset", "mamba_light",
+"test.accuracy")` reads a run, `scan("…")` the scan's benchmark, `table("results/…md")` a table with its caption.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
+from functools import cache
 from pathlib import Path
 
-from kwslib.io import KwsError, cli, read_json, replacing
-from paper import robustness_report, scan_report, tables
-from paper.facts import collect_facts, flat, shown
-from paper.results import corpus_name, load_benchmark, load_claims, load_runs, whole_corpus
-from paper.writing import markdown
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from kwslib.io import KwsError, cli, replacing
+from kwslib.models.registry import MODELS
+from paper import facts, results, scan_report
+
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+PAGES = {"README.md": "README.md", "results.md": "docs/results.md"}  # template -> page
 
 
-def readme_numbers(runs, benchmark, claims):
-    """KEY -> text of one number: corpus.testing, and retnet.macs for each key of `collect_facts`."""
-    clips = flat(runs[0]["corpus"]["clips"], "corpus") if runs else {}
-    facts = collect_facts(runs, benchmark, claims) | {"": clips | {"corpus.name": corpus_name(runs)}}
-    return {
-        f"{m}.{key}".strip("."): shown(own, key)
-        for m, own in facts.items()
-        for key in own
-        if key == "interval" or not isinstance(own[key], list)
-    }
-
-
-def fill_readme(text, built, numbers=None):
-    """`text` with its marked tables (name -> (DataFrame, caption)) and numbers (key -> text) filled in.
-
-    Raises KwsError where a marker is unknown or not closed.
+def render(root=ROOT):
+    """Every page's path, relative to the repository, and its text. Raises KwsError where a template asks for what is
+    not held.
     """
-    found = {f"table: {k}": f"\n{caption}\n\n{markdown(df)}\n" for k, (df, caption) in built.items()}
-    found |= {f"n: {key}": value for key, value in (numbers or {}).items()}
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, autoescape=False,
+    )  # fmt: skip
+    environment.globals |= readers(Path(root))
+    return {page: environment.get_template(template).render() for template, page in PAGES.items()}
 
-    def filled(match):
-        if match[2] not in found:
-            raise KwsError(f"README marker “{match[2]}” is unknown; choose from: {'; '.join(found)}")
-        return match[1] + found[match[2]] + match[3]
 
-    for kind, end in (("table", "end"), ("n", "/n")):
-        if text.count(f"<!-- {kind}: ") != text.count(f"<!-- {end} -->"):
-            raise KwsError(f"a README marker “{kind}: …” is not closed; close each with <!-- {end} -->")
-        text = re.sub(rf"(<!-- ({kind}: .+?) -->).*?(<!-- {end} -->)", filled, text, flags=re.DOTALL)
-    return text
+def readers(root):
+    """The functions that templates call: each reads one thing from the repository `root`."""
+    claims = results.load_claims()
+
+    @cache
+    def held(profile):
+        folder = root / "results" / profile
+        runs, benchmark = results.load_runs(folder), results.load_benchmark(folder)
+        return facts.collect_facts(runs, benchmark, claims), runs
+
+    def fact(profile, model, key):
+        """One fact of a model, as tables print it."""
+        known = held(profile)[0].get(model, {})
+        if key not in known:
+            raise KwsError(
+                f"a page asks for {key!r} of {model!r} in results/{profile}, which is not there; run it first"
+            )
+        return facts.shown(known, key)
+
+    def measured(profile, models):
+        """Those of `models` that have been run, in the order of their accuracy, the best first."""
+        known = held(profile)[0]
+        return sorted((m for m in models if "seeds" in known.get(m, {})), key=lambda m: -known[m]["test.accuracy"])
+
+    def corpus(profile, key):
+        """Of the corpus: "clips.training", "attribution"; and the number of test clips, "n"."""
+        run = held(profile)[1][0]
+        found = facts.flat(run["corpus"]) | {"n": run["test"]["n"]}
+        return f"{found[key]:,}" if isinstance(found[key], int) else found[key]
+
+    def scan(key):
+        """A number of the scan's benchmark: see scan_report.headline_numbers."""
+        value = scan_report.headline_numbers(json.loads((root / "results/scan/scan.json").read_text()))[key]
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    def table(path):
+        """A Markdown file that a stage wrote: a caption and a table, or a list of findings."""
+        if not (root / path).is_file():
+            raise KwsError(f"a page asks for {path}, which does not exist; make figures writes it")
+        return (root / path).read_text(encoding="utf-8").strip()
+
+    def size(model):
+        """The size of a shipped model's file."""
+        return f"{(root / 'kwslib/pretrained' / f'{model}.safetensors').stat().st_size / 1e6:.1f} MB"
+
+    return {"fact": fact, "measured": measured, "corpus": corpus, "scan": scan, "table": table, "size": size,
+            "label": lambda model: MODELS[model].label}  # fmt: skip
+
+
+def blocks(text, language):
+    """The fenced code blocks of a page in one language, in order: what the tests run."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("readme", type=Path)
-    parser.add_argument("results", nargs="+", type=Path)
-    args, claims, built, numbers = parser.parse_args(argv), load_claims(), {}, {}
-    for folder in args.results:
-        if (timed := folder / "scan.json").is_file():
-            scan = read_json(timed, "benchmark")
-            found = {"scan": scan_report.scan_table(scan), "models": scan_report.models_table(scan)}
-            texts = {
-                key: f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-                for key, value in scan_report.headline_numbers(scan).items()
-            }
-        else:
-            runs, benchmark = load_runs(folder), load_benchmark(folder)
-            found, texts = (
-                tables.paper_tables(runs, benchmark, claims, whole_corpus(folder))
-                | tables.timing_tables(runs, benchmark, claims),
-                readme_numbers(runs, benchmark, claims),
-            )
-            if (further := robustness_report.load_beyond(folder))["robustness"]:
-                found |= robustness_report.robustness_tables(further)
-                texts["findings"] = f"\n{robustness_report.findings(further)}\n"
-        built |= {f"{folder.name}/{name}": table for name, table in found.items()}
-        numbers |= {f"{folder.name}/{key}": text for key, text in texts.items()}
-    text = fill_readme(args.readme.read_text(encoding="utf-8"), built, numbers)
-    with replacing(args.readme) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args(argv)
+    for page, text in render().items():
+        with replacing(ROOT / page) as scratch:
+            scratch.write_text(text, encoding="utf-8")
+        print(page)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""The snippets of README and docs run as they stand; the pages are what their templates give."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from paper import pages
+
+DOCS = ("README.md", "docs/own_words.md", "docs/scan.md", "docs/results.md", "docs/reproduce.md", "docs/extending.md")
+
+
+@pytest.fixture
+def place(root, tmp_path):
+    """An empty folder with a recording in it."""
+    import numpy as np
+    import soundfile
+
+    noise = np.random.default_rng(0).normal(0, 0.05, 24_000)
+    soundfile.write(tmp_path / "my recording.wav", noise, 16_000)
+    return tmp_path
+
+
+def run(command, folder, root):
+    """Run in `folder` as an installed kwslib would, with `kws` on the path; returns what was printed."""
+    scripts = os.path.dirname(sys.executable)
+    env = os.environ | {
+        "PYTHONPATH": str(root),
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/own_words.md", "docs/scan.md"])
+def test_python_runs_as_it_stands(root, place, page):
+    code = "\n".join(pages.blocks((root / page).read_text(), "python"))
+    assert code
+    (place / "snippet.py").write_text(code)
+    printed = run([sys.executable, "snippet.py"], place, root)
+    assert "print(" not in code or printed.strip()
+
+
+def test_shell_runs_as_it_stands(root, place):
+    blocks = pages.blocks((root / "README.md").read_text(), "sh")
+    assert blocks
+    printed = run(["bash", "-ec", "\n".join(blocks)], place, root)
+    assert "my recording.wav" in printed and (place / "results/words/runs").is_dir()
+
+
+def test_a_model_is_one_file_and_one_recipe(root, place):
+    """The two blocks of docs/extending.md, put where that page says, train by name."""
+    page = (root / "docs/extending.md").read_text()
+    shutil.copytree(root / "kwslib", place / "kwslib", ignore=shutil.ignore_patterns("pretrained", "__pycache__"))
+    (place / "kwslib/models/my_model.py").write_text(*pages.blocks(page, "python"))
+    (place / "kwslib/recipes/my_model.yaml").write_text(*pages.blocks(page, "yaml"))
+    run(
+        [sys.executable, "-m", "kwslib.corpus", "synthetic", "data", "--words", "go,stop", "--speakers", "6", "2", "2"],
+        place,
+        place,
+    )
+    train = [
+        sys.executable,
+        "-m",
+        "kwslib.train",
+        "--config",
+        "my_model",
+        "--corpus",
+        "data",
+        "--out",
+        "run",
+        "--epochs",
+        "1",
+    ]
+    run(train, place, place)
+    model = "kwslib.count_parameters(kwslib.build('my_model', 2, width=48)), kwslib.MODELS['my_model'].label"
+    count = f"import kwslib; print({model})"
+    assert run([sys.executable, "-c", count], place, place).strip() == f"{128 * 48 + 48 + 48 * 2 + 2} My model"
+
+
+def test_generated_pages_are_their_templates(root):
+    for page, text in pages.render(root).items():
+        assert (root / page).read_text(encoding="utf-8") == text, f"{page} is out of date; run `make pages`"
+
+
+def test_readme_is_short(root):
+    assert len((root / "README.md").read_text().splitlines()) <= 110
+
+
+@pytest.mark.parametrize("page", DOCS)
+def test_links_lead_somewhere(root, page):
+    path = root / page
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if not target.startswith(("http", "#")):
+            assert (path.parent / target.split("#")[0]).exists(), f"{page} links to {target}"
+
+
+def test_examples_run(root, place):
+    assert "step by step equals all at once: True" in run(
+        [sys.executable, root / "examples/scan_alone.py"], place, root
+    )
+    run([sys.executable, root / "examples/spotter_in_an_application.py", "my recording.wav"], place, root)
+    run(["kws", "pack", "synthetic", "words", "--words", "go,stop", "--speakers", "6", "3", "3"], place, root)
+    write = (
+        "import csv, numpy, pathlib, soundfile\n"
+        "waves = numpy.load('words/waves.npy')\n"
+        "for wave, row in zip(waves, csv.DictReader(open('words/index.csv'))):\n"
+        "    path = pathlib.Path('recordings', row['path']).with_suffix('.wav')\n"
+        "    path.parent.mkdir(parents=True, exist_ok=True)\n"
+        "    soundfile.write(path, wave, 16000)\n"
+    )
+    run([sys.executable, "-c", write], place, root)
+    printed = run([sys.executable, root / "examples/train_own_words.py", "recordings", "mine", "1"], place, root)
+    assert "best on validation:" in printed and (place / "mine/model.safetensors").is_file()
