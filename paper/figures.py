@@ -175,6 +175,12 @@ def accuracy_against(runs, claims, quantity="parameters"):
         Line2D([], [], marker="x", label="claimed, V2-35 validation", **GREY),
     ]
     theirs.set(ylabel="stated accuracy (%)\nSpeech Commands V2-35", title="published and claimed")
+    if not stated and not same:
+        theirs.text(
+            0.5, 0.5, "nothing is stated\nof these models", transform=theirs.transAxes, ha="center", va="center"
+        )
+        theirs.set(xticks=[], yticks=[])
+        theirs.minorticks_off()
     ours.set(ylabel=f"accuracy (%)\n{corpus_name(runs)}", title="" if same else "measured here, test")
     fig.legend(handles=marks, loc="outside lower center", ncols=5)
     label_points(theirs, stated + ([(x, y, "", colour) for x, y, _, colour in measured] if same else []))
