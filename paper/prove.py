@@ -53,12 +53,14 @@ def first_epoch(tree, recipe, corpus, threads):
                 python(tree, "kwslib.train", *arguments), cwd=tree, stdout=log, stderr=log, env=only(tree)
             )
             while not (out / "resume.safetensors").exists() and run.poll() is None:
-                time.sleep(0.2)
+                time.sleep(0.02)
             run.kill()
             run.wait()
         if not (out / "resume.safetensors").exists():
             raise KwsError(f"the first epoch did not end in {tree}: {(out / 'log').read_text().strip()[-300:]}")
-        row = read_csv(out / "history.csv")[0]
+        row, *later = read_csv(out / "history.csv")
+        if later:
+            raise KwsError(f"an epoch in {tree} is too short to stop after the first; run this training again instead")
         return {"weights": weights_hash(out / "resume.safetensors"), **{key: row[key] for key in EPOCH}}
 
 

@@ -126,7 +126,7 @@ def test_proof_accepts_the_same_weights_and_refuses_others(root, tmp_path, monke
     recipe = {
         "model": "mamba_mfcc_small",
         "epochs": 90,
-        "batch_size": 8,
+        "batch_size": 1,
         "lr": 1e-3,
         "task": "all",
         "background_snr": None,
