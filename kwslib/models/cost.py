@@ -18,8 +18,7 @@ def count_parameters(model):
 def macs_of(*kinds):
     """Decorate a function (module, input, output) -> multiply-accumulates that are not those of layers inside it.
 
-    Every kind of module that has parameters of its own needs one, as does what multiplies activations with each
-    other. It stands below the module it describes.
+    Every kind of module with parameters of its own needs one, as does what multiplies activations with each other.
     """
 
     def add(count):
@@ -45,28 +44,21 @@ def count_macs(model, inputs):
     Raises KwsError for a layer that has parameters and that nothing is known of. PyTorch's FlopCounterMode gives the
     same for matrix products, and takes seconds to import.
     """
-    total = 0
-
-    def add(module, args, out):
-        nonlocal total
-        total += counters[module](module, args[0], out)
-
-    counters = {module: counter for module in model.modules() if (counter := _counter(module))}
-    hooks, training = [module.register_forward_hook(add) for module in counters], model.training
+    macs, hooks, training = [], [], model.training
     try:
+        for module in model.modules():
+            kind = type(module)
+            if count := next((_COUNTERS[k] for k in kind.__mro__ if k in _COUNTERS), None):
+                add = lambda layer, args, out, count=count: macs.append(count(layer, args[0], out))  # noqa: E731
+                hooks.append(module.register_forward_hook(add))
+            elif list(module.parameters(recurse=False)):
+                raise KwsError(
+                    f"layer {kind.__name__} has parameters, but no count of work; give it one with `macs_of`"
+                )
         with torch.no_grad():
             model.eval()(inputs, None)
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return total
-
-
-def _counter(module):
-    """The function that counts for `module`; None where the layers inside it say all."""
-    kind = type(module)
-    counter = next((_COUNTERS[k] for k in kind.__mro__ if k in _COUNTERS), None)
-    if counter is None and next(module.parameters(recurse=False), None) is not None:
-        raise KwsError(f"layer {kind.__name__} has parameters, but no count of its work; give it one with `macs_of`")
-    return counter
+    return sum(macs)

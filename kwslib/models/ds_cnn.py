@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kwslib.models.layers import masked_mean, valid_mask
+from kwslib.models.layers import masked, masked_mean
 from kwslib.models.registry import register
 
 
@@ -32,14 +32,11 @@ class DSCNN(nn.Module):
 
     def forward(self, inputs, lengths=None):
         x = inputs[:, None].contiguous(memory_format=torch.channels_last)  # (B, 1, T, F)
-        if lengths is not None:
-            x = x * valid_mask(inputs, lengths)[:, None]
-        x = self.stem(F.pad(x, (1, 2, 4, 5)))  # as TensorFlow pads: of 49 frames 25 are left, of 10 cepstra 10
+        x = self.stem(
+            F.pad(masked(x, lengths), (1, 2, 4, 5))
+        )  # as TensorFlow pads: of 49 frames 25 are left, of 10 cepstra 10
         lengths = None if lengths is None else (lengths + 1) // 2
         for depthwise, pointwise in zip(self.depthwise, self.pointwise):
-            if lengths is not None:
-                x = x * valid_mask(x.transpose(1, 2), lengths)[:, None].to(x.dtype)
-            if depthwise[0].stride[0] == 2 and lengths is not None:
-                lengths = (lengths + 1) // 2
-            x = pointwise(depthwise(x))
+            x = pointwise(depthwise(masked(x, lengths)))
+            lengths = None if lengths is None else (lengths - 1) // depthwise[0].stride[0] + 1
         return self.classify(masked_mean(x.mean(3).transpose(1, 2), lengths))

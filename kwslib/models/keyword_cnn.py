@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kwslib.models.layers import masked_mean, valid_mask
+from kwslib.models.layers import masked, masked_mean
 from kwslib.models.registry import register
 
 
@@ -23,10 +23,8 @@ class KeywordCNN(nn.Module):
 
     def forward(self, inputs, lengths=None):
         x = inputs[:, None].contiguous(memory_format=torch.channels_last)  # (B, 1, T, F)
-        mask = None if lengths is None else valid_mask(inputs, lengths)[:, None]
         for conv, norm, pool in zip(self.convs, self.norms, ((1, 2), (2, 2), None)):
-            x = F.relu(norm(conv(x if mask is None else x * mask.to(x.dtype))))
+            x = F.relu(norm(conv(masked(x, lengths))))
             x = F.max_pool2d(x, pool) if pool else x
-            if pool == (2, 2) and lengths is not None:
-                mask, lengths = mask[:, :, 1::2], lengths // 2
+            lengths = lengths // 2 if lengths is not None and pool == (2, 2) else lengths
         return self.classify(masked_mean(x.mean(3).transpose(1, 2), lengths))

@@ -14,8 +14,8 @@ from kwslib.models.registry import register
 class KWT(nn.Module):
     """Keyword Transformer 1 (Berg et al. 2021, table 1): d 64, 12 post-norm layers, one head, a class token.
 
-    Attention compares every pair of frames: the O(T²) model of the length benchmark. Learned positions
-    cover `frames` frames; later ones share the last, so that a clip's logits do not depend on its padding.
+    Attention compares every pair of frames: the O(T²) model of the length benchmark. Learned positions cover `frames`
+    frames; later ones share the last, so that a clip's logits do not depend on its padding.
     """
 
     def __init__(self, n_classes=35, d_model=64, n_layers=12, n_heads=1, frames=98, n_features=40):
@@ -27,14 +27,11 @@ class KWT(nn.Module):
         self.classify = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, n_classes))
 
     def forward(self, inputs, lengths=None):
-        x = self.project(inputs)
-        T = x.shape[1]
-        positions = self.positions[1:][torch.arange(T, device=x.device).clamp(max=len(self.positions) - 2)]
+        x, places = self.project(inputs), torch.arange(1 + inputs.shape[1], device=inputs.device)
+        positions = self.positions[places[1:].clamp(max=len(self.positions) - 1)]
         token = (self.token + self.positions[0]).expand(len(x), 1, -1)
         x = torch.cat([token, x + positions], 1)
-        mask = None
-        if lengths is not None:
-            mask = (torch.arange(T + 1, device=x.device) <= lengths[:, None])[:, None, None, :]
+        mask = None if lengths is None else (places <= lengths[:, None])[:, None, None]
         for layer in self.layers:
             x = layer(x, mask)
         return self.classify(x[:, 0])
@@ -43,7 +40,7 @@ class KWT(nn.Module):
 class TransformerBlock(nn.Module):
     """Post-norm attention and MLP of ratio 4 (Berg et al. 2021, section 2.1)."""
 
-    def __init__(self, d_model, n_heads, dropout=0.0):
+    def __init__(self, d_model, n_heads):
         super().__init__()
         self.n_heads = n_heads
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
@@ -63,6 +60,4 @@ def _(block, x, y):
     return 2 * len(x) * x.shape[1] ** 2 * block.out.in_features  # q kᵀ, and the weights with v
 
 
-@macs_of(KWT)
-def _(model, x, y):
-    return 0  # its own parameters, the class token and the positions, are added
+macs_of(KWT)(lambda model, x, y: 0)  # its own parameters, the class token and the positions, are added

@@ -12,10 +12,13 @@ from torch import nn
 
 def valid_mask(x, lengths):
     """(B, T, 1) of 1 for valid frames and 0 for padding, in x's dtype; x is (B, T, …)."""
-    if lengths is None:
-        return x.new_ones(len(x), x.shape[1], 1)
-    lengths = torch.as_tensor(lengths, device=x.device)
-    return (torch.arange(x.shape[1], device=x.device) < lengths[:, None]).to(x.dtype)[:, :, None]
+    frames = torch.arange(x.shape[1], device=x.device)
+    return (frames < lengths.to(x.device)[:, None]).to(x.dtype)[:, :, None]
+
+
+def masked(x, lengths):
+    """Images (B, channels, T, F), with zeros for padding; all of them is valid where lengths is None."""
+    return x if lengths is None else x * valid_mask(x.transpose(1, 2), lengths)[:, None]
 
 
 def masked_mean(x, lengths):
@@ -24,6 +27,10 @@ def masked_mean(x, lengths):
         return x.mean(1)
     mask = valid_mask(x, lengths.clamp(min=1))
     return (x * mask).sum(1) / mask.sum(1)
+
+
+def projection(n_in, d_model):
+    return nn.Sequential(nn.Linear(n_in, d_model), nn.LayerNorm(d_model), nn.SiLU(), nn.Dropout(0.1))
 
 
 class ConvFrontEnd(nn.Module):
@@ -35,21 +42,16 @@ class ConvFrontEnd(nn.Module):
         for c_in, c_out in ((1, 32), (32, 64)):
             first, second = nn.Conv2d(c_in, c_out, 3, padding=1), nn.Conv2d(c_out, c_out, 3, padding=1)
             self.stages.append(nn.ModuleList([first, nn.BatchNorm2d(c_out), second, nn.BatchNorm2d(c_out)]))
-        self.project = nn.Sequential(
-            nn.Linear(64 * (n_features // 4), d_model), nn.LayerNorm(d_model), nn.SiLU(), nn.Dropout(0.1)
-        )
+        self.project = projection(64 * (n_features // 4), d_model)
         self.stages.to(memory_format=torch.channels_last)  # and so the activations
 
     def forward(self, x, lengths):
-        mask = None if lengths is None else valid_mask(x, lengths)[:, None]  # (B, 1, T, 1)
         x = x[:, None]  # (B, channels, T, F), in channels-last memory: what the CPU's and tensor cores' kernels want
         for stage, pool in zip(self.stages, ((2, 2), (1, 2))):
             for conv, norm in (stage[:2], stage[2:]):
-                x = F.silu(norm(conv(x if mask is None else x * mask.to(x.dtype))))
+                x = F.silu(norm(conv(masked(x, lengths))))
             x = F.max_pool2d(x, pool)
-            if mask is not None and pool[0] == 2:
-                mask = mask[:, :, 1::2]  # a pooled frame is valid where both of its frames are
-        lengths = None if lengths is None else lengths // 2
+            lengths = None if lengths is None else lengths // pool[0]  # valid where both of a pair's frames are
         return self.project(x.permute(0, 2, 1, 3).flatten(2)), lengths
 
 
@@ -58,22 +60,18 @@ class StridedFrontEnd(nn.Module):
 
     def __init__(self, d_model, n_features=64, widths=(16, 32, 64), kernels=(5, 3, 3), strides=(2, 1, 2)):
         super().__init__()
-        self.layers, bands = nn.ModuleList(), n_features
-        for a, b, kernel, stride in zip((1, *widths), widths, kernels, strides):
-            conv = nn.Conv2d(a, b, kernel, (stride, 2), kernel // 2, bias=False)
-            self.layers.append(nn.Sequential(conv, nn.BatchNorm2d(b), nn.SiLU()))
-            bands = (bands + 1) // 2
-        self.project = nn.Sequential(
-            nn.Linear(widths[-1] * bands, d_model), nn.LayerNorm(d_model), nn.SiLU(), nn.Dropout(0.1)
-        )
-        self.layers.to(memory_format=torch.channels_last)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, k, (stride, 2), k // 2, bias=False), nn.BatchNorm2d(b), nn.SiLU())
+            for a, b, k, stride in zip((1, *widths), widths, kernels, strides)
+        ).to(memory_format=torch.channels_last)
+        bands = -(-n_features // 2 ** len(widths))  # each layer halves them, rounding up
+        self.project = projection(widths[-1] * bands, d_model)
 
     def forward(self, x, lengths):
         x = x[:, None]  # (B, channels, T, bands)
         for layer in self.layers:
-            x = layer(x if lengths is None else x * valid_mask(x.transpose(1, 2), lengths)[:, None].to(x.dtype))
-            if lengths is not None:
-                lengths = (lengths - 1) // layer[0].stride[0] + 1
+            x = layer(masked(x, lengths))
+            lengths = None if lengths is None else (lengths - 1) // layer[0].stride[0] + 1
         return self.project(x.permute(0, 2, 1, 3).flatten(2)), lengths
 
 
@@ -82,7 +80,7 @@ class LinearFrontEnd(nn.Module):
 
     def __init__(self, d_model, n_features=40):
         super().__init__()
-        self.project = nn.Sequential(nn.Linear(n_features, d_model), nn.LayerNorm(d_model), nn.SiLU(), nn.Dropout(0.1))
+        self.project = projection(n_features, d_model)
 
     def forward(self, x, lengths):
         return self.project(x), lengths
@@ -93,14 +91,9 @@ class Head(nn.Module):
 
     def __init__(self, d_model, n_classes):
         super().__init__()
-        self.norm = nn.LayerNorm(d_model)
-        self.classify = nn.Sequential(
-            nn.Dropout(0.1),
-            nn.Linear(d_model, d_model // 2),
-            nn.SiLU(),
-            nn.Dropout(0.05),
-            nn.Linear(d_model // 2, n_classes),
-        )
+        self.norm, half = nn.LayerNorm(d_model), d_model // 2
+        layers = nn.Dropout(0.1), nn.Linear(d_model, half), nn.SiLU(), nn.Dropout(0.05), nn.Linear(half, n_classes)
+        self.classify = nn.Sequential(*layers)
 
     def forward(self, x, lengths):
         return self.classify(masked_mean(self.norm(x), lengths))

@@ -4,8 +4,8 @@
                  │                          └──────────────── u ──────────────────────┴─ scan ─ out_proj
                  └─ z ──────────────────────────────────────────────────────────────────┘ (gate)
 
-Symbols: b batch, l length, d = d_inner channels, n = d_state, r = dt_rank. State dicts move
-to and from `mamba_ssm.Mamba` (version 1, its defaults) without a change.
+Symbols: b batch, l length, d = d_inner channels, n = d_state. State dicts move to and from `mamba_ssm.Mamba` (version
+1, its defaults) without a change.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ class Mamba(nn.Module):
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         dt = torch.exp(torch.rand(self.d_inner) * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min))
         dt = dt.clamp(min=dt_init_floor)
-        with torch.no_grad():
-            self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        self.dt_proj.bias.data.copy_(dt + torch.log(-torch.expm1(-dt)))
         # S4D-real (section 3.6): A = -(1, 2, …, n) in every channel, kept as a logarithm so that it stays negative
         self.A_log = nn.Parameter(torch.log(torch.arange(1, d_state + 1, dtype=torch.float32)).repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner))
@@ -63,17 +62,12 @@ class Mamba(nn.Module):
         past, h = (None, None) if state is None else state
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u, past = self.convolve(u, past)
-        u = F.silu(u)
-        dt, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt, B, C = self.x_proj(u := F.silu(u)).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = F.linear(dt, self.dt_proj.weight)  # its bias goes into the scan, before the softplus
         A, bias = -torch.exp(self.A_log.float()), self.dt_proj.bias.float()
-        y = selective_scan(
-            u, delta, A, B, C, self.D.float(), z, bias, delta_softplus=True, layout="bld",
-            initial_state=h, return_last_state=return_state, backend=self.scan_backend,
-        )  # fmt: skip
-        if return_state:
-            return self.out_proj(y[0]), (past, y[1])
-        return self.out_proj(y)
+        y, h = selective_scan(u, delta, A, B, C, self.D.float(), z, bias, True, True, h, "bld", self.scan_backend)
+        y = self.out_proj(y)
+        return (y, (past, h)) if return_state else y
 
     def step(self, x, state=None):
         """One frame (b, d_model) and the carried state -> (y (b, d_model), state): constant time and memory a frame.
@@ -86,13 +80,12 @@ class Mamba(nn.Module):
     def convolve(self, u, past=None):
         """Depthwise causal convolution over time as d_conv shifted products: (b, l, d) -> (b, l, d), last inputs.
 
-        At a kernel of four this beats conv1d on a CPU and needs no transpose to (b, d, l). past: the inputs
-        before, (b, d_conv - 1, d), or None for zeros.
+        At a kernel of four this beats conv1d on a CPU and needs no transpose to (b, d, l). past: the inputs before,
+        (b, d_conv - 1, d), or None for zeros.
         """
         length = u.shape[1]
         padded = F.pad(u, (0, 0, self.d_conv - 1, 0)) if past is None else torch.cat([past.to(u.dtype), u], 1)
-        weight = self.conv1d.weight.to(u.dtype)  # (d, 1, d_conv)
-        y = self.conv1d.bias.to(u.dtype)
+        weight, y = (t.to(u.dtype) for t in (self.conv1d.weight, self.conv1d.bias))  # (d, 1, d_conv), (d,)
         for k in range(self.d_conv):
             y = y + padded[:, k : k + length] * weight[:, 0, k]
         return y, padded[:, length:]
@@ -116,6 +109,4 @@ class MambaBlock(nn.Module):
     def forward(self, x, state=None, return_state=False):
         """(b, l, d_model) -> the same; with the mixer's state carried as `Mamba.forward` carries it."""
         y = self.mixer(self.norm(x), state, return_state)
-        if return_state:
-            return x + self.dropout(y[0]), y[1]
-        return x + self.dropout(y)
+        return (x + self.dropout(y[0]), y[1]) if return_state else x + self.dropout(y)

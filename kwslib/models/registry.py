@@ -44,7 +44,6 @@ def register(name, *, features, label, short=None, passes_to=None, **defaults):
 
 
 def _defaults(make):
-    """The parameters of `make` that have a default, with it."""
     return {k: p.default for k, p in inspect.signature(make).parameters.items() if p.default is not p.empty}
 
 
