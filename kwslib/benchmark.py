@@ -12,8 +12,6 @@ One-second clips in float32, timed by the wall clock after a warm-up, on all thr
 Times vary on a shared machine: compare numbers of one run, not of two.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from functools import partial

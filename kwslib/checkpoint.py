@@ -4,8 +4,6 @@ A checkpoint's JSON card (model, labels, features, normalisation, corpus checksu
 again beside it as `.json` for people to read. The checkpoints that come with kwslib are known by their bare names.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import NamedTuple

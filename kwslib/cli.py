@@ -1,7 +1,5 @@
 """The command line: `kws pack | train | test | predict | bench`, each also a module, as in `python -m kwslib.train`."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import json

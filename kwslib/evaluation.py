@@ -5,8 +5,6 @@
 Nothing before this file touches the test split: training selects on validation.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Whatever a person can get wrong ends in a `KwsError`, which `cli` prints as one 
 or a folder that is not writable). Every file is written through `replacing`, so that it is whole or absent.
 """
 
-from __future__ import annotations
-
 import csv
 import errno
 import hashlib

@@ -1,7 +1,5 @@
 """The machine: its cores and memory, the device and precision of a run, and its description beside a measurement."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

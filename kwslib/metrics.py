@@ -1,7 +1,5 @@
 """What a run reports of its test split: accuracy with an interval that resamples speakers, and per-word figures."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -1,7 +1,5 @@
 """Inference: the most probable word of a recording."""
 
-from __future__ import annotations
-
 import os
 from itertools import islice
 from pathlib import Path

@@ -4,8 +4,6 @@ Importing this module does not import PyTorch: packing's workers start without i
 must be resampled.
 """
 
-from __future__ import annotations
-
 import io
 import os
 from itertools import chain

@@ -5,8 +5,6 @@ returns one row of numbers per clip, `apply(waves, draw)` uses them. Sources: th
 stretch); Warden 2018, section 5.10 (shift and background noise); Park et al. 2019, SpecAugment (masks), section 2.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 import torchaudio.functional as AF

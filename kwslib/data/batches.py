@@ -5,8 +5,6 @@ processes. `SpeechCommands`, `collate_seq` and `collate_image` are the interface
 give the same numbers, slower.
 """
 
-from __future__ import annotations
-
 import operator
 import os
 from collections.abc import Mapping

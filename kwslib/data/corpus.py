@@ -7,8 +7,6 @@ counts). `pack` decodes every file once, in worker processes, and appends the cl
 ends with the same bytes.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import multiprocessing

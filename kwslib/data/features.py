@@ -6,8 +6,6 @@ first 40 cepstra of the same mels. Features are normalised with one mean and one
 training split.
 """
 
-from __future__ import annotations
-
 import torch
 import torchaudio.functional as AF
 from torch import nn

@@ -1,7 +1,5 @@
 """Files from the network, resumed and verified, and the progress bar that long work shows."""
 
-from __future__ import annotations
-
 import http.client
 import os
 import sys

@@ -6,8 +6,6 @@ unpacked: clips are read from the zip (a tar, which has no random access when it
 `synthetic.py` is another source.
 """
 
-from __future__ import annotations
-
 import hashlib
 import lzma
 import os

@@ -9,8 +9,6 @@ espeak-ng is GPL and keeps its state in global variables: it is called by ctypes
 and loaded again for every clip (0.3 ms), because its pitch flutter continues from one utterance to the next.
 """
 
-from __future__ import annotations
-
 import _ctypes
 import ctypes
 import re

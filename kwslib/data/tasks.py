@@ -5,8 +5,6 @@ Tasks: "all" (every word of the corpus), "v2-35" (the 35 words of Speech Command
 stands for all other words of the corpus and `_silence_` for background noise alone.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """BC-ResNet (Kim et al. 2021), written from its paper."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import nn
 

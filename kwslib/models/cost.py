@@ -1,7 +1,5 @@
 """What a model costs: its parameters and its multiply-accumulates."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

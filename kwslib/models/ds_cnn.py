@@ -1,7 +1,5 @@
 """DS-CNN (Zhang et al. 2017, "Hello Edge"), written from its paper."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

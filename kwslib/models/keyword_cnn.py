@@ -1,7 +1,5 @@
 """KeywordCNN: defined in the paper's package, never trained there."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -1,7 +1,5 @@
 """Keyword Transformer (Berg et al. 2021)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

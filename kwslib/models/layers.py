@@ -3,8 +3,6 @@
 B clips    T frames    F mel bands or cepstra    d  d_model
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -8,8 +8,6 @@ Symbols: b batch, l length, d = d_inner channels, n = d_state. State dicts move 
 1, its defaults) without a change.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

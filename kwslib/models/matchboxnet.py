@@ -1,7 +1,5 @@
 """MatchboxNet (Majumdar & Ginsburg 2020), written from its paper."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import nn
 

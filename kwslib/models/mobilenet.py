@@ -1,7 +1,5 @@
 """MobileNetV2, the convolutional baseline that the paper trained."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,7 +1,5 @@
 """Every model by its name."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable

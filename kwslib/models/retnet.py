@@ -7,8 +7,6 @@ groups over channels *and* time, which makes every frame depend on the future; h
 normalised on its own (`FrameGroupNorm`), which leaves the parameters as they are and makes the forms equal.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import nn

@@ -3,8 +3,6 @@
 All take the options of the mixer, too: d_state, d_conv, expand, …, scan_backend (see `Mamba`).
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 from kwslib.models.layers import ConvFrontEnd, Head, LinearFrontEnd, SequenceKWS, StridedFrontEnd

@@ -7,8 +7,6 @@ after every operation, and would compete with threads of ours for the cores. Whe
 (another OpenMP, a forked child) Python threads run them.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 from concurrent.futures import ThreadPoolExecutor

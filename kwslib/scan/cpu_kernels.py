@@ -15,8 +15,6 @@ cpu.py allocates memory, cuts the work into tasks and makes an operator of the t
 to them is one record, `Work`.
 """
 
-from __future__ import annotations
-
 import ctypes
 import functools
 

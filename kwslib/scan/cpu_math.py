@@ -6,8 +6,6 @@ Numba caches the compiled kernels beside cpu_kernels.py and checks that file alo
 after a change here, touch it.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numba import njit
 from numba.core.compiler import Compiler

@@ -4,8 +4,6 @@ Under torch.compile and torch.export a scan is the operator `kwslib::<name>`; ca
 goes around the operator's dispatch, which costs as much as the scan of one short clip.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

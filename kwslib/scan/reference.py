@@ -28,8 +28,6 @@ mamba_ssm, for real A and time-dependent B and C. This file holds the plain loop
 other implementation is tested against. Where mamba_ssm is installed, its kernel is a backend, too.
 """
 
-from __future__ import annotations
-
 import os
 from contextlib import contextmanager
 from importlib.util import find_spec

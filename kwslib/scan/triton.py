@@ -19,8 +19,6 @@ Gradients that several programs add to (of A, B, C, D, the bias) are written apa
 order: the same inputs give the same bits.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -1,7 +1,5 @@
 """One run's recipe: every key with its meaning, its default and its bounds, checked before anything is computed."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where a training runs: its device and arithmetic, alone or as one of several processes (torchrun, accelerate)."""
 
-from __future__ import annotations
-
 import os
 import sys
 

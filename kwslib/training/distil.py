@@ -1,7 +1,5 @@
 """Distillation: the targets of a training, softened by what trained models say of the same clips."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 

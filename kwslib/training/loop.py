@@ -9,8 +9,6 @@ and while the run lasts `resume.safetensors`. Kill it at any moment: the same co
 epoch and, on the CPU, ends with the same bits. All randomness is a function of (seed, epoch).
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time

@@ -1,7 +1,5 @@
 """How weights move: optimizers, the learning rate of each step, and the running average of the weights."""
 
-from __future__ import annotations
-
 import copy
 import math
 

@@ -1,7 +1,5 @@
 """What makes two runs the same run, and the file with which a killed run continues."""
 
-from __future__ import annotations
-
 import json
 
 import torch
