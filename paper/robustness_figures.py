@@ -20,10 +20,7 @@ def robustness_figures(found):
         f"{source(entries)} n = {entries[0]['clean']['n']:,} test clips; {several if max(counts) > 1 else 'one seed'}."
     )
     figures = {
-        "conditions": (
-            conditions_figure(entries),
-            f"Accuracy under conditions that were not in the training. {about}",
-        ),
+        "conditions": (conditions_figure(entries), f"Accuracy under conditions that were not in the training. {about}"),
         "confidence": (
             confidence_figure(entries),
             f"Reliability, in bins of at least {FEW} clips of each model's first seed, as trained and with the "

@@ -127,10 +127,7 @@ def test_options_of_the_command_are_the_keys_of_a_recipe(asked):
     [
         (["--weight-decai", "1"], "'--weight-decai' is not an option; did you mean --weight-decay"),
         (["--task", "[yes"], "not valid YAML"),
-        (
-            ["--config", "mamba_lite"],
-            "mamba_lite does not exist; give a file, or one of the recipes bc_resnet_1",
-        ),
+        (["--config", "mamba_lite"], "mamba_lite does not exist; give a file, or one of the recipes bc_resnet_1"),
         (["--freq-mask", "1"], "config key freq_mask is 1; it must be a list"),
     ],
 )

@@ -112,12 +112,7 @@ def test_result_file(corpus, finished, tmp_path):
         "test_common",
         "training",
     }
-    assert (result["model"], result["seed"], result["profile"], result["task"]) == (
-        "keyword_cnn",
-        0,
-        "tiny",
-        "all",
-    )
+    assert (result["model"], result["seed"], result["profile"], result["task"]) == ("keyword_cnn", 0, "tiny", "all")
     assert set(result["corpus"]) == {
         "name",
         "source",

@@ -127,11 +127,7 @@ def test_logits_of_every_model(name):
 
 
 @settings(max_examples=5, deadline=None, derandomize=True)
-@given(
-    lengths=st.lists(st.integers(2, 24), min_size=1, max_size=3),
-    more=st.integers(0, 9),
-    seed=st.integers(0, 999),
-)
+@given(lengths=st.lists(st.integers(2, 24), min_size=1, max_size=3), more=st.integers(0, 9), seed=st.integers(0, 999))
 def test_padding_and_company_change_nothing(sequence_model, lengths, more, seed):
     model, width = sequence_model
     generator = torch.Generator().manual_seed(seed)

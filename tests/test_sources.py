@@ -65,8 +65,7 @@ def test_synthetic_snr_and_voices():
 
 
 @pytest.mark.parametrize(
-    "match, options",
-    [("cannot be spoken", {"words": ["no way"]}), ("three positive counts", {"speakers": (3, 0, 2)})],
+    "match, options", [("cannot be spoken", {"words": ["no way"]}), ("three positive counts", {"speakers": (3, 0, 2)})]
 )
 def test_synthetic_refuses(tmp_path, match, options):
     with pytest.raises(KwsError, match=match) as e:
