@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from kwslib.data.features import Normalise, WaveToSpec, to_float
 from kwslib.io import KwsError, read_json, replacing, write_json
@@ -19,13 +21,24 @@ PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # checkpoints that 
 
 def save_checkpoint(path, weights, card):
     """Write `weights` (a state dict) and `card` (what `load_model` needs, as JSON) to `path`, atomically."""
-    from safetensors.torch import save
-
-    weights = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
     write_json(Path(path).with_suffix(".json"), card)
-    with replacing(path) as scratch:
-        # not save_file: on a full disk that raises an error of its own, which is no OSError
-        scratch.write_bytes(save(weights, metadata={"kwslib": json.dumps(card)}))
+    save_tensors(path, weights, kwslib=card)
+
+
+def save_tensors(path, tensors, **header):
+    """Write tensors, and a header of one value that is kept as JSON, to a safetensors file, atomically."""
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    with replacing(path) as scratch:  # not save_file: on a full disk that raises an error which is no OSError
+        scratch.write_bytes(save(tensors, metadata={k: json.dumps(v) for k, v in header.items()}))
+
+
+def read_tensors(path, key, broken, remedy):
+    """(tensors, header `key` or None) of a safetensors file. Raises KwsError, which begins with the text `broken`."""
+    try:
+        with safe_open(str(path), "pt") as f:
+            return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get(key, "null"))
+    except (SafetensorError, OSError, ValueError) as e:
+        raise KwsError(f"{broken} ({e}); delete it {remedy}") from None
 
 
 def read_checkpoint(path):
@@ -33,42 +46,28 @@ def read_checkpoint(path):
 
     Raises KwsError where there is no such file, or it is not a checkpoint of kwslib.
     """
-    from safetensors import SafetensorError, safe_open
-
     file = find_checkpoint(path)
-    try:
-        with safe_open(str(file), "pt") as f:
-            card = json.loads((f.metadata() or {}).get("kwslib", "null"))
-            weights = {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError, ValueError) as e:
-        raise KwsError(
-            f"checkpoint {file} is not a readable safetensors file ({e}); delete it, then fetch or train it again"
-        ) from None
-    if not isinstance(card, dict) or not {"model", "labels", "features", "normalisation"} <= card.keys():
-        raise KwsError(
-            f"checkpoint {file} was not written by kwslib: its header describes no model; train one with kws train"
-        )
+    broken = f"checkpoint {file} is not a readable safetensors file"
+    weights, card = read_tensors(file, "kwslib", broken, "and fetch or train it again")
+    if not {"model", "labels", "features", "normalisation"} <= (card or {}).keys():
+        raise KwsError(f"checkpoint {file} was not written by kwslib; train one with kws train")
     return weights, card
 
 
 def find_checkpoint(path):
     """The checkpoint's file. A path that exists comes before a pretrained model of the same name."""
     file = Path(path)
-    file = file / "model.safetensors" if file.is_dir() else file
     file = file.with_suffix(".safetensors") if file.suffix == ".json" else file
-    if not file.is_file() and len(Path(path).parts) == 1:
-        file = max(file, PRETRAINED / f"{path}.safetensors", key=Path.is_file)
-    if not file.is_file():
-        names = ", ".join(model.name for model in pretrained())
-        raise KwsError(f"checkpoint {file} does not exist; train one with kws train, or load one of {names} by name")
-    return file
+    for found in (file / "model.safetensors", file, PRETRAINED / f"{path}.safetensors"):
+        if found.is_file():
+            return found
+    names = ", ".join(model.name for model in pretrained())
+    raise KwsError(f"checkpoint {path} does not exist; train one with kws train, or load one of {names} by name")
 
 
 class Pretrained(NamedTuple):
-    """A model that comes with kwslib; `kwslib.load(name)` loads it.
-
-    words: its labels. accuracy: the share of right answers on the `n` test clips of those words, with its 95 %
-    interval. licence: of the weights; data_licence: of the recordings that they were trained on.
+    """A model that `kwslib.load(name)` loads. words: its labels. accuracy: the share of right answers on the `n` test
+    clips of those words, with its 95 % interval. licence: of the weights; data_licence: of what they were trained on.
     """
 
     name: str
@@ -82,17 +81,12 @@ class Pretrained(NamedTuple):
 
 def pretrained():
     """The models that come with kwslib, a list of `Pretrained`."""
-    cards = {path.stem: read_json(path, "model card") for path in sorted(PRETRAINED.glob("*.json"))}
-    return [
-        Pretrained(
-            name,
-            card["labels"],
-            **{key: card["test"][key] for key in ("accuracy", "interval", "n")},
-            licence=card["licence"],
-            data_licence=card["corpus"]["licence"],
-        )
-        for name, card in cards.items()
-    ]
+    found = []
+    for path in sorted(PRETRAINED.glob("*.json")):
+        card = read_json(path, "model card")
+        test = [card["test"][key] for key in ("accuracy", "interval", "n")]
+        found.append(Pretrained(path.stem, card["labels"], *test, card["licence"], card["corpus"]["licence"]))
+    return found
 
 
 def frontend_of(config):
@@ -101,11 +95,8 @@ def frontend_of(config):
 
 
 class TrainedModel:
-    """A trained model with its features and labels.
-
-    model: the module, in evaluation mode on `device`. frontend, normalise: waves to its inputs. labels: list of
-    str. card: the checkpoint's.
-    """
+    """A trained model. model: the module, in evaluation mode on `device`. frontend, normalise: waves to its inputs.
+    labels: list of str. card: the checkpoint's."""
 
     def __init__(self, model, card, device="cpu"):
         self.card, self.labels, self.device = card, card["labels"], torch.device(device)
@@ -138,13 +129,9 @@ def load_model(path, device="cpu", kind=TrainedModel):
     if card["model"] not in MODELS:
         raise KwsError(f"checkpoint {path} is of model {card['model']!r}, which this version of kwslib lacks")
     model = build(card["model"], len(card["labels"]), **card.get("recipe", {}).get("model_options", {}))
-    expected = model.state_dict()
-    wrong = {k for k in weights.keys() & expected.keys() if weights[k].shape != expected[k].shape}
-    wrong |= weights.keys() ^ expected.keys()
-    if wrong:
-        raise KwsError(
-            f"checkpoint {path} does not fit {card['model']} with {len(card['labels'])} labels ({len(wrong)} tensors "
-            f"differ, {sorted(wrong)[0]} among them); it belongs to another variant or label set"
-        )
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError:  # a tensor is missing, has another shape or is not the model's
+        fit = f"does not fit {card['model']} with {len(card['labels'])} labels"
+        raise KwsError(f"checkpoint {path} {fit}; it belongs to another variant or label set") from None
     return kind(model, card, device)

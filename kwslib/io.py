@@ -17,6 +17,11 @@ SAMPLE_RATE = 16_000  # Hz, everywhere in kwslib
 CLIP = 16_000  # samples in a packed clip: one second
 
 
+def cores():
+    """How many cores this process may use (not every system can say)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 class KwsError(ValueError):
     """A mistake that the user can fix: the message names the file or key and the remedy."""
 

@@ -1,24 +1,20 @@
 """The machine: its cores and memory, the device and precision of a run, and its description beside a measurement."""
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
 from pathlib import Path
 
-from kwslib.io import KwsError
+import torch
 
-
-def cores():
-    """How many cores this process may use (not every system can say)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+from kwslib.io import KwsError, cores
 
 
 @contextlib.contextmanager
 def threads(count):
     """PyTorch on `count` threads inside."""
-    import torch
-
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -28,25 +24,16 @@ def threads(count):
 
 
 def keep_memory():
-    """Let the C library keep freed memory instead of returning it: a step's activations then cause no page faults.
-
-    Training on a CPU gains a fifth. Only glibc has these switches; elsewhere nothing happens.
-    """
-    import ctypes
-
-    try:
+    """Let the C library keep freed memory: a step's activations then cause no page faults, and training on a CPU gains
+    a fifth. Only glibc has these switches; elsewhere nothing happens."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-    mallopt(M_MMAP_THRESHOLD, 1 << 30)
-    mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
 
 def pick_device(name):
     """auto: CUDA where there is a GPU, else the CPU. Raises KwsError for a device that this machine lacks."""
-    import torch
-
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.split(":")[0] not in ("cpu", "cuda", "mps"):
@@ -62,8 +49,6 @@ def pick_device(name):
 
 def pick_precision(name, device):
     """True for bf16 autocast. auto: where the device multiplies bf16 natively."""
-    import torch
-
     if name != "auto":
         return name == "bf16"
     if device.type == "cuda":
@@ -73,15 +58,11 @@ def pick_precision(name, device):
 
 def autocast_to(device, bf16):
     """The context in which `device` computes in bf16, or one that changes nothing."""
-    import torch
-
     return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
 def machine():
     """The machine and the versions that a measurement was made with."""
-    import torch
-
     info = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     return {

@@ -9,11 +9,9 @@ def confusion_matrix(targets, predictions, n_classes):
 
 
 def speaker_bootstrap(values, speakers, draws=2000, seed=0, statistic=np.divide):
-    """(draws,) means of `values` (n,), each over as many `speakers` (n,) as there are, drawn with replacement.
-
-    statistic: what a draw gives, in place of the mean: a function of the sums of its values and of its numbers of
-    clips, both (m,). Clips of one speaker are alike, so that drawing clips would give intervals that are too narrow
-    (Bisani & Ney 2004, section 2, for the bootstrap in speech recognition).
+    """(draws,) means of `values` (n,), each over as many `speakers` (n,) as there are, drawn with replacement: clips of
+    a speaker are alike, and drawing clips would give intervals that are too narrow (Bisani & Ney 2004, section 2).
+    statistic: what a draw gives in place of the mean, from the sums of its values and its numbers of clips, both (m,).
     """
     _, who = np.unique(speakers, return_inverse=True)
     sums, counts = np.bincount(who, weights=np.asarray(values, float)), np.bincount(who)
@@ -38,25 +36,16 @@ def report(targets, predictions, speakers, labels):
     targets, predictions = np.asarray(targets), np.asarray(predictions)
     confusion = confusion_matrix(targets, predictions, len(labels))
     hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
-    precision, recall = hits / np.maximum(predicted, 1), hits / np.maximum(true, 1)
     f1 = 2 * hits / np.maximum(true + predicted, 1)
-    return {
-        **accuracy(targets, predictions, speakers),
-        "macro_f1": float(f1[true > 0].mean()),
-        "per_word": {
-            w: {"precision": float(precision[i]), "recall": float(recall[i]), "n": int(true[i])}
-            for i, w in enumerate(labels)
-        },
-        "confusion": confusion.tolist(),
-    }
+    result = {**accuracy(targets, predictions, speakers), "macro_f1": float(f1[true > 0].mean()), "per_word": {}}
+    precision, recall = ((hits / np.maximum(n, 1)).tolist() for n in (predicted, true))
+    for word, *row in zip(labels, precision, recall, true.tolist()):
+        result["per_word"][word] = dict(zip(("precision", "recall", "n"), row))
+    return {**result, "confusion": confusion.tolist()}
 
 
 def accuracy(targets, predictions, speakers):
     """n, number of speakers, accuracy and its 95 % interval."""
     correct = np.asarray(targets) == np.asarray(predictions)
-    return {
-        "n": len(correct),
-        "speakers": len(np.unique(speakers)),
-        "accuracy": float(correct.mean()),
-        "interval": speaker_interval(correct, speakers),
-    }
+    share, interval = float(correct.mean()), speaker_interval(correct, speakers)
+    return {"n": len(correct), "speakers": len(np.unique(speakers)), "accuracy": share, "interval": interval}

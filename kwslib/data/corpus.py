@@ -25,8 +25,7 @@ from kwslib.data.audio import Unreadable
 from kwslib.data.fetch import progress
 from kwslib.data.folder import SPLITS, Folder, SpeechCommandsArchive
 from kwslib.data.synthetic import Synthetic
-from kwslib.io import CLIP, SAMPLE_RATE, KwsError, file_hash, read_csv, read_json, replacing, write_csv, write_json
-from kwslib.machine import cores
+from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cores, file_hash, read_csv, read_json, write_csv, write_json
 
 PIECE = 128  # clips that a worker takes at a time: 4 MB
 HEADER = 128  # bytes before the samples in waves.npy
@@ -47,10 +46,7 @@ class Corpus:
     splits: np.ndarray
     samples: np.ndarray
 
-    @property
-    def checksum(self):
-        """SHA-256 over waves.npy and index.csv, as the card has it."""
-        return self.card["checksum"]
+    checksum = property(lambda self: self.card["checksum"], doc="SHA-256 over waves.npy and index.csv.")
 
     def origin(self):
         """What a checkpoint says of the corpus that it was trained on."""
@@ -80,27 +76,19 @@ def load_corpus(path):
 def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **options):
     """Turn a source into a packed corpus in the folder `out`, and open it.
 
-    source: "synthetic" (options speakers, snr; see synthetic.Synthetic), "speech_commands" (downloaded to
-    the folder that `out` is in; options url, md5, sha256), or a folder, zip or tar of word folders.
-    words: take only these. strict: refuse unreadable clips, which are otherwise skipped and listed in the
-    card. Returns at once where `out` already holds this corpus. Raises KwsError.
+    source: "synthetic" (options speakers, snr; see synthetic.Synthetic), "speech_commands" (downloaded to the folder
+    that `out` is in; options url, md5, sha256), or a folder, zip or tar of word folders. words: take only these.
+    strict: refuse unreadable clips, which are otherwise skipped and listed in the card. Returns at once where `out`
+    already holds this corpus. Raises KwsError.
     """
-    for name, value in (("source", source), ("out", out)):
-        if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-            raise KwsError(f"{name} is {value!r}; give synthetic, speech_commands or a path as source, a folder as out")
     out = Path(out)
     partial = out.with_name(out.name + ".partial")
     words = sorted(set(words)) if words else None
-    if workers is not None and workers < 1:
-        raise KwsError(f"workers is {workers}; give one or more")
+    kinds = {"synthetic": (Synthetic, words, seed), "speech_commands": (SpeechCommandsArchive, out.parent, words)}
+    kind, *given = kinds.get(source, (Folder, source, words))
     try:
         try:
-            if source == "synthetic":
-                origin = Synthetic(words, seed, **options)
-            elif source == "speech_commands":
-                origin = SpeechCommandsArchive(out.parent, words, **options)
-            else:
-                origin = Folder(source, words, **options)
+            origin = kind(*given, **options)
         except TypeError as e:
             raise KwsError(f"source {source} does not take these options ({e}); leave them out") from None
         identity = {**origin.card, "options": {"words": words, "strict": strict, **origin.options}}
@@ -179,12 +167,10 @@ def _finish(source, identity, partial, done):
         os.fsync(f.fileno())
     columns = ("path", "word", "speaker", "split")
     write_csv(partial / "index.csv", [dict(zip(columns, c), samples=d["samples"]) for c, d in kept])
-    with replacing(partial / "noise.npy") as scratch, open(scratch, "wb") as f:
-        np.save(f, noise)
+    np.save(partial / "noise.npy", noise)
 
     def tally(splits):
-        count = Counter(splits)
-        return {split: count[split] for split in SPLITS}
+        return dict.fromkeys(SPLITS, 0) | Counter(splits)
 
     card = {
         **identity,
@@ -194,8 +180,7 @@ def _finish(source, identity, partial, done):
         "speakers": tally(split for _, split in {(c.speaker, c.split) for c in clips}),
         "noise_seconds": round(len(noise) / SAMPLE_RATE, 3),
         "short": sum(d["samples"] < CLIP for _, d in kept),
-        "clipped": sum(d["clipped"] for _, d in kept),
-        "silent": sum(d["silent"] for _, d in kept),
+        **{key: sum(d[key] for _, d in kept) for key in ("clipped", "silent")},
         "skipped": skipped,
     }
     if nameless := sum("_nohash_" not in c.path for c in clips):

@@ -10,18 +10,15 @@ from kwslib.io import KwsError
 def soft_targets(teachers, split, share, temperature, device="cpu"):
     """Probabilities (clips, labels) to train towards, on the CPU: `share` of them the teachers', the rest the word's.
 
-    teachers: paths of checkpoints. split: a `kwslib.data.tasks.Split`. The teachers hear each clip as it is, once,
-    before training begins; their softmax at `temperature` is averaged (Hinton, Vinyals and Dean 2015, arXiv
-    1503.02531, section 2). Each has its own features, so that any model may teach any other. Raises KwsError where a
-    teacher has other labels.
+    teachers: paths of checkpoints, of any models. split: a `kwslib.data.tasks.Split`. The teachers hear each clip as it
+    is, once; their softmax at `temperature` is averaged (Hinton, Vinyals and Dean 2015, arXiv 1503.02531, section 2).
+    Raises KwsError where a teacher has other labels.
     """
     taught = torch.zeros(len(split.targets), len(split.labels))
     for path in teachers:
         teacher = load_model(path, device)
         if teacher.labels != split.labels:
-            raise KwsError(
-                f"teacher {path} knows {len(teacher.labels)} labels, which are not the {len(split.labels)} "
-                "of this task; take one that was trained on the same task"
-            )
+            labels = f"{len(teacher.labels)} labels, which are not the {len(split.labels)} of this task"
+            raise KwsError(f"teacher {path} knows {labels}; take one that was trained on the same task")
         taught += (teacher.all_logits(split.waves, split.samples) / temperature).softmax(1) / len(teachers)
     return (1 - share) * F.one_hot(split.targets.cpu(), len(split.labels)) + share * taught

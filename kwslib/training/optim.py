@@ -7,25 +7,22 @@ import torch
 
 
 def make_optimizer(model, config, device):
-    """`config.optimizer` over the weights of `model`.
-
-    adamw: as the paper trains, without decay where Mamba's authors want none. sgd (momentum 0.9) and
-    novograd decay every weight, as BC-ResNet's and MatchboxNet's authors do.
-    """
+    """`config.optimizer` over the weights of `model`. adamw: as the paper trains, without decay where Mamba's authors
+    want none. sgd (momentum 0.9) and novograd decay every weight, as BC-ResNet's and MatchboxNet's authors do."""
+    lr, decay = config.lr, config.weight_decay
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(
-            parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.999), fused=device.type != "mps"
-        )
+        return torch.optim.AdamW(parameter_groups(model, decay), lr=lr, fused=device.type != "mps")
     if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
-    return NovoGrad(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=decay)
+    return NovoGrad(model.parameters(), lr=lr, weight_decay=decay)
 
 
 def parameter_groups(model, weight_decay):
     """Decay for matrices and kernels; none for biases, norms and Mamba's A_log, D (as Mamba's authors train it)."""
-    decay = [p for p in model.parameters() if p.dim() > 1 and not getattr(p, "no_decay", False)]
-    rest = [p for p in model.parameters() if p.dim() <= 1 or getattr(p, "no_decay", False)]
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = {"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}
+    for p in model.parameters():
+        groups[p.dim() <= 1 or getattr(p, "no_decay", False)]["params"].append(p)
+    return list(groups)
 
 
 class NovoGrad(torch.optim.Optimizer):
@@ -40,21 +37,18 @@ class NovoGrad(torch.optim.Optimizer):
             beta1, beta2 = group["betas"]
             for p in (p for p in group["params"] if p.grad is not None):
                 state, square = self.state[p], p.grad.square().sum()
-                if not state:  # the first step's own norm starts the average: no bias to correct
-                    state["second"], state["first"] = square, torch.zeros_like(p)
-                else:
-                    state["second"] = beta2 * state["second"] + (1 - beta2) * square
+                # the first step's own norm starts the average: no bias to correct
+                state["second"] = beta2 * state["second"] + (1 - beta2) * square if state else square
+                state.setdefault("first", torch.zeros_like(p))
                 update = p.grad / (state["second"].sqrt() + group["eps"]) + group["weight_decay"] * p
                 state["first"].mul_(beta1).add_(update)
                 p.sub_(group["lr"] * state["first"])
 
 
 class Schedule:
-    """Learning rate of a step: linear warm-up, then down to `final_lr` of the peak.
-
-    cosine: the paper's. hold: the peak for 45 % of the steps, then a quadratic fall (MatchboxNet).
-    steps: 1, 1/5 and 1/25 of the peak for a third of the steps each (Hello Edge).
-    """
+    """Learning rate of a step: linear warm-up, then down to `final_lr` of the peak. cosine: the paper's. hold: the peak
+    for 45 % of the steps, then a quadratic fall (MatchboxNet). steps: 1, 1/5 and 1/25 of the peak for a third of the
+    steps each (Hello Edge)."""
 
     def __init__(self, config, steps_per_epoch):
         self.kind, self.peak, self.final = config.schedule, config.lr, config.final_lr
@@ -76,10 +70,8 @@ class Schedule:
 
 
 class Average:
-    """Exponential moving average of a model's weights; running statistics of batch norm are averaged alike.
-
-    The share kept in a step is `decay`, less in the first steps: min(decay, (1+n)/(10+n)), as in EfficientNet's code.
-    """
+    """Exponential moving average of a model's weights and of batch norm's running statistics. The share kept in a step
+    is `decay`, less in the first steps: min(decay, (1+n)/(10+n)), as in EfficientNet's code."""
 
     def __init__(self, model, decay):
         self.decay, self.steps, self.copy = decay, 0, None
@@ -87,8 +79,7 @@ class Average:
 
     def load(self, weights, steps):
         """Continue from `weights`, the average after `steps` steps."""
-        self.weights = {k: weights[k].to(v.device) for k, v in self.weights.items()}
-        self.steps = steps
+        self.weights, self.steps = {k: weights[k].to(v.device) for k, v in self.weights.items()}, steps
 
     def of(self, model):
         """A model of the same kind with the averaged weights."""

@@ -1,23 +1,21 @@
 """What makes two runs the same run, and the file with which a killed run continues."""
 
-import json
+from collections import defaultdict
 
 import torch
 
-from kwslib.checkpoint import read_checkpoint, save_checkpoint
-from kwslib.io import KwsError, replacing, write_csv, write_json
+from kwslib.checkpoint import read_checkpoint, read_tensors, save_checkpoint, save_tensors
+from kwslib.io import write_csv, write_json
 from kwslib.machine import machine
 from kwslib.training.config import Config
 from kwslib.training.optim import Average
 
 CHECKPOINT, RESUME = "model.safetensors", "resume.safetensors"
 
-ELSEWHERE = ("out", "corpus", "device", "threads")  # of the machine, not of the recipe
-
 
 def recipe_of(config):
     """What a checkpoint's card keeps of a config: the recipe, not the place or the machine."""
-    return config.model_dump(exclude=set(ELSEWHERE))
+    return config.model_dump(exclude={"out", "corpus", "device", "threads"})
 
 
 def same_run(saved, card):
@@ -29,22 +27,16 @@ def same_run(saved, card):
 
 def finished_run(out, card):
     """The card of the checkpoint in `out` where it is of this very run, finished; else None."""
-    if not (out / CHECKPOINT).exists():
-        return None
-    done = read_checkpoint(out / CHECKPOINT)[1]
-    if not (done.get("finished") and same_run(done, card)):
-        return None
-    (out / RESUME).unlink(missing_ok=True)  # a run killed at its very last step leaves it
-    return done
+    done = read_checkpoint(out / CHECKPOINT)[1] if (out / CHECKPOINT).exists() else {}
+    if done.get("finished") and same_run(done, card):
+        (out / RESUME).unlink(missing_ok=True)  # a run killed at its very last step leaves it
+        return done
 
 
 class Run:
-    """A training under way, after `epoch` epochs: what moves, the best so far, and how far it has come.
-
-    model, optimizer, average: an `Average` of the weights, or None where `ema` is 0. card: the checkpoint's. best: the
-    best validation accuracy, of `best_epoch`, with `best_weights`. lr_scale: what the guard left of the learning rate.
-    seconds: all of it; trained: without validation.
-    """
+    """A training under way, after `epoch` epochs. average: an `Average` of the weights, or None where `ema` is 0. best:
+    the best validation accuracy, of `best_epoch`, with `best_weights`. lr_scale: what the guard left of the learning
+    rate. card: the checkpoint's. seconds: all of it; trained: without validation."""
 
     STATE = ("epoch", "best", "best_epoch", "lr_scale", "seconds", "trained", "history", "card")
     HISTORY = ("epoch", "lr", "training_loss", "training_accuracy", "validation_loss", "validation_accuracy")
@@ -80,48 +72,28 @@ class Run:
         write_json(out / "timing.json", {"seconds": self.seconds, "clips_per_second": speed, "machine": machine()})
         write_csv(out / "history.csv", self.history)
         save_checkpoint(out / CHECKPOINT, self.best_weights, self.card)
-        if self.card["finished"]:
-            (out / RESUME).unlink(missing_ok=True)
-        else:
-            self.save(out / RESUME)
+        (out / RESUME).unlink(missing_ok=True) if self.card["finished"] else self.save(out / RESUME)
 
     def save(self, path):
         """Everything the next epoch depends on, in one file, so that there is no moment at which parts disagree."""
-        from safetensors.torch import save
-
         run = {key: getattr(self, key) for key in self.STATE} | {"averaged": self.average.steps if self.average else 0}
         parts = {"model": self.model.state_dict(), "best": self.best_weights}
         parts["average"] = self.average.weights if self.average else {}
-        tensors = {f"{part}.{k}": v for part, weights in parts.items() for k, v in weights.items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"moments.{i}.{k}": v for k, v in state.items()}
-        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-        with replacing(path) as scratch:
-            scratch.write_bytes(save(tensors, metadata={"run": json.dumps(run)}))
+        parts |= {f"moments.{i}": state for i, state in self.optimizer.state_dict()["state"].items()}
+        save_tensors(path, {f"{part}.{k}": v for part, tensors in parts.items() for k, v in tensors.items()}, run=run)
 
     def load(self, path):
-        """Continue from what `save` wrote. False where there is no file, or it is of another recipe or corpus.
-
-        Raises KwsError for a damaged file.
-        """
-        from safetensors import SafetensorError, safe_open
-
+        """Continue from what `save` wrote. False where there is no file, or it is of another recipe or corpus."""
         if not path.exists():
             return False
-        try:
-            with safe_open(str(path), "pt") as f:
-                run = json.loads(f.metadata()["run"])
-                tensors = {k: f.get_tensor(k) for k in f.keys()}
-            state = {key: run[key] for key in self.STATE}
-        except (SafetensorError, KeyError, TypeError, ValueError) as e:
-            raise KwsError(f"resume file {path} is damaged ({e}); delete it to train from the start") from None
-        if not same_run(state["card"], self.card):
+        tensors, run = read_tensors(path, "run", f"resume file {path} is damaged", "to train from the start")
+        if not same_run(run["card"], self.card):
             return False
-        parts = {"model": {}, "best": {}, "average": {}, "moments": {}}
+        parts = defaultdict(dict)
         for key, tensor in tensors.items():
             part, name = key.split(".", 1)
             parts[part][name] = tensor
-        self.__dict__.update(state, best_weights=parts["best"])
+        self.__dict__.update({key: run[key] for key in self.STATE}, best_weights=parts["best"])
         self.model.load_state_dict(parts["model"])
         load_moments(self.optimizer, parts["moments"])
         if self.average:
