@@ -1,18 +1,16 @@
 """The selective scan for processors, compiled by Numba: one fused pass forward, one backward.
 
-Symbols and equations as in reference.py. A plain implementation writes exp(ΔA), ΔBu and every state
-h to memory, each (batch, length, channels, state) large; here they live in scratch arrays of a
-block of channels that fit the core's cache, as the paper's kernel keeps them in the GPU's SRAM
-(Section 3.3.2, Appendix D). Three ideas carry the file:
+Symbols and equations as in reference.py. A plain implementation writes exp(ΔA), ΔBu and every state h to memory, each
+(batch, length, channels, state) large; here they live in scratch arrays of a block of channels that fit the core's
+cache, as the paper's kernel keeps them in the GPU's SRAM (Section 3.3.2, Appendix D). Three ideas carry the file:
 
-- Channels are the vector lanes. They are contiguous in layout "bld" and independent of each
-  other, so every inner loop runs over a fixed WIDTH of them and LLVM turns it into vector code.
+- Channels are the vector lanes. They are contiguous in layout "bld" and independent of each other, so every inner loop
+  runs over a fixed WIDTH of them and LLVM turns it into vector code.
 - exp is the cost. Numba reaches no vectorised exp without Intel's SVML, so cpu_math.py has a polynomial.
-- Backward needs the states again. Forward keeps h at the start of every CHUNK of steps; backward
-  goes through the chunks from the last to the first and recomputes the states of one at a time.
+- Backward needs the states again. Forward keeps h at the start of every CHUNK of steps; backward goes through the
+  chunks from the last to the first and recomputes the states of one at a time.
 
-cpu.py allocates memory, cuts the work into tasks and makes an operator of the two teams at the end; what it passes
-to them is one record, `Work`.
+cpu.py calls the two teams at the end; what it passes to them is one record, `Work`.
 """
 
 import ctypes
@@ -120,13 +118,11 @@ def _store_states(h, address, offset, width, state):
 
 @njit(**STRICT)
 def _load_step(row, sequence, clip, t, c, count):
-    """Copy `count` channels from `c` on of one step."""
     _load(row, sequence.address, clip * sequence.clip + t * sequence.step + c, count)
 
 
 @njit(**STRICT)
 def _state_row(sequence, clip, t, state):
-    """B or C of one step."""
     return _row(sequence.address, clip * sequence.clip + t * sequence.step, state)
 
 

@@ -1,7 +1,7 @@
 """What the fused scans have in common: a forward and a backward pass made one differentiable operator.
 
-Under torch.compile and torch.export a scan is the operator `kwslib::<name>`; called directly it
-goes around the operator's dispatch, which costs as much as the scan of one short clip.
+Under torch.compile and torch.export a scan is the operator `kwslib::<name>`; called directly it goes around the
+operator's dispatch, which costs as much as the scan of one short clip.
 """
 
 from functools import partial
@@ -9,19 +9,15 @@ from functools import partial
 import torch
 from torch.autograd.function import once_differentiable
 
-_INPUTS = (
-    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, "
-    "Tensor? initial, bool softplus"
-)
+_INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? bias, Tensor? initial"
 
 
 def scan_operator(name, forward_pass, backward_pass, chunk):
-    """Register `kwslib::name` and `kwslib::name_backward`; returns a function of their nine tensors and
-    `softplus`, which gives y and last_state and is differentiable once.
+    """-> a function like reference_scan, differentiable once; registers `kwslib::name` and `kwslib::name_backward`.
 
-    forward_pass(nine tensors, softplus, keep) returns new_outputs(u, A, keep, chunk), filled in.
-    backward_pass(nine tensors, softplus, kept, grad_y, grad_last or None) returns the gradients of the nine
-    tensors, each contiguous and of its tensor's shape and dtype; an empty one for each that is absent.
+    forward_pass(nine tensors, softplus, keep) returns new_outputs(u, A, keep, chunk), filled in. backward_pass(nine
+    tensors, softplus, kept, grad_y, grad_last or None) returns the gradients of the nine tensors, each contiguous and
+    of its tensor's shape and dtype; an empty one for each that is absent.
     """
 
     class Scan(torch.autograd.Function):
@@ -33,29 +29,23 @@ def scan_operator(name, forward_pass, backward_pass, chunk):
         def backward(ctx, *gradients):
             return _gradients(ctx, *gradients, backward=backward_pass)
 
-    def forward_fake(u, delta, A, B, C, D, z, bias, initial, softplus, keep):
-        return new_outputs(u, A, keep, chunk)
-
-    def scan(tensors, softplus):
+    def scan(*arguments):
+        *tensors, softplus = arguments
         train = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        if torch.compiler.is_compiling() or type(tensors[0]) not in (torch.Tensor, torch.nn.Parameter):
-            run = registered
-        else:
-            run = Scan.apply if train else forward_pass
+        plain = type(tensors[0]) in (torch.Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+        run = operators[0] if not plain else Scan.apply if train else forward_pass
         return run(*tensors, bool(softplus), train)[:2]
 
-    operator = torch.library.custom_op(
-        f"kwslib::{name}", forward_pass, mutates_args=(), schema=f"({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor)"
-    )
-    operator.register_fake(forward_fake)
-    torch.library.custom_op(
-        f"kwslib::{name}_backward",
-        backward_pass,
-        mutates_args=(),
-        schema=f"({_INPUTS}, Tensor kept, Tensor grad_y, Tensor? grad_last) -> ({', '.join(9 * ['Tensor'])})",
-    ).register_fake(_backward_fake)
-    registered, registered_backward = (getattr(torch.ops.kwslib, name + end) for end in ("", "_backward"))
-    operator.register_autograd(partial(_gradients, backward=registered_backward), setup_context=_save)
+    def operator(end, function, fake, more, results):
+        schema = f"({_INPUTS}, bool softplus, {more}) -> ({', '.join(results * ['Tensor'])})"
+        made = torch.library.custom_op(f"kwslib::{name}{end}", function, mutates_args=(), schema=schema)
+        made.register_fake(fake)
+        return made
+
+    forward = operator("", forward_pass, lambda u, _, A, *more: new_outputs(u, A, more[-1], chunk), "bool keep", 3)
+    operator("_backward", backward_pass, _backward_fake, "Tensor kept, Tensor grad_y, Tensor? grad_last", 9)
+    operators = [getattr(torch.ops.kwslib, name + end) for end in ("", "_backward")]
+    forward.register_autograd(partial(_gradients, backward=operators[1]), setup_context=_save)
     return scan
 
 
@@ -64,11 +54,8 @@ def new_outputs(u, A, keep, chunk):
     (batch, length, channels), state = u.shape, A.shape[1]
     # Two more than needed, never touched: torch.export takes a size of 0 or 1 as a bound on the length.
     chunks = (length - 1) // chunk + 2 if keep else 0
-    return (
-        u.new_empty(batch, length, channels),
-        u.new_empty(batch, channels, state, dtype=torch.float32),
-        u.new_empty(batch, chunks, state, channels, dtype=torch.float32),
-    )
+    last, kept = (batch, channels, state), (batch, chunks, state, channels)
+    return u.new_empty(u.shape), *(u.new_empty(shape, dtype=torch.float32) for shape in (last, kept))
 
 
 def unit_stride(u, delta, A, B, C, D, z, bias, initial):
@@ -78,9 +65,8 @@ def unit_stride(u, delta, A, B, C, D, z, bias, initial):
     return u, delta, A, B, C, D, z, bias, initial
 
 
-def _backward_fake(u, delta, A, B, C, D, z, bias, initial, softplus, kept, grad_y, grad_last):
-    tensors = (u, delta, A, B, C, D, z, bias, initial)
-    return tuple(u.new_empty(0) if t is None else t.new_empty(t.shape) for t in tensors)
+def _backward_fake(u, *others):
+    return tuple(u.new_empty(0) if t is None else t.new_empty(t.shape) for t in (u, *others[:8]))
 
 
 def _save(ctx, inputs, output):

@@ -1,15 +1,15 @@
 """The selective scan: the recurrence at the heart of Mamba, and the choice of who computes it.
 
-Gu & Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023), Section 3
-and Algorithm 2. For every clip and every channel on its own, over time t:
+Gu & Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces" (2023), Section 3 and Algorithm 2. For
+every clip and every channel on its own, over time t:
 
     Δ_t = softplus(delta_t + delta_bias)               Algorithm 2, line 5: τ_Δ = softplus
     h_t = exp(Δ_t A) h_{t-1} + Δ_t B_t u_t             Equation 2a with the discretisation of Equation 4
     y_t = C_t · h_t + D u_t                            Equation 2b, and the skip path D
     out_t = y_t · SiLU(z_t)                            the gate of the block, Section 3.4, Figure 3
 
-Exp(ΔA) is Equation 4's zero-order hold for A; for B its first-order form, Δ B, is used, as in
-the authors' own code. "Selective" means that Δ, B and C are computed from the input.
+Exp(ΔA) is Equation 4's zero-order hold for A; for B its first-order form, Δ B, is used, as in the authors' own code.
+"Selective" means that Δ, B and C are computed from the input.
 
     symbol      name here       shape ("bld"; "bdl" swaps the last two of a sequence)
     B, L, D, N  batch, length, channels, state: the sizes b, l, d, n below (Algorithm 2)
@@ -23,9 +23,8 @@ the authors' own code. "Selective" means that Δ, B and C are computed from the 
     (z)         z               (b, l, d)   the block's second branch, the gate
     h           initial_state   (b, d, n)   h before the first step; last_state is h after the last one
 
-The argument names and meanings are those of `selective_scan_fn` in the authors' package
-mamba_ssm, for real A and time-dependent B and C. This file holds the plain loop, which every
-other implementation is tested against. Where mamba_ssm is installed, its kernel is a backend, too.
+Names and meanings are those of `selective_scan_fn` in the authors' package mamba_ssm, for real A and time-dependent B
+and C; where that is installed, its kernel is a backend, too. The plain loop is what all others are tested against.
 """
 
 import os
@@ -42,14 +41,13 @@ def selective_scan(
 ):  # fmt: skip
     """Run the scan; returns y, or (y, last_state) where `return_last_state` is set.
 
-    layout "bdl" (mamba_ssm's): u, delta, z (batch, channels, length), B, C (batch, state, length);
-    layout "bld" (no transposes beside the projections): u, delta, z (batch, length, channels),
-    B, C (batch, length, state). A (channels, state); D, delta_bias (channels,); initial_state
-    and last_state (batch, channels, state). y has the shape and dtype of u; the arithmetic and
-    last_state are float32, or float64 where an input is float64.
+    layout "bdl" (mamba_ssm's): u, delta, z (batch, channels, length), B, C (batch, state, length); layout "bld" (no
+    transposes beside the projections): u, delta, z (batch, length, channels), B, C (batch, length, state). A (channels,
+    state); D, delta_bias (channels,); initial_state and last_state (batch, channels, state). y has the shape and dtype
+    of u; the arithmetic and last_state are float32, or float64 where an input is float64.
 
-    backend: a name in BACKENDS; None for what `use_backend` says, else the fastest that fits. Raises
-    ValueError on sizes that do not fit each other, an unknown layout, or a backend that cannot take these tensors.
+    backend: a name in BACKENDS; None for what `use_backend` says, else the fastest that fits. Raises ValueError on
+    sizes that do not fit each other, an unknown layout, or a backend that cannot take these tensors.
     """
     if layout not in ("bdl", "bld"):
         raise ValueError(f"layout {layout!r} is not known; choose 'bdl' or 'bld'")
@@ -64,8 +62,7 @@ def selective_scan(
     if layout == "bdl":
         u, delta, B, C = u.mT, delta.mT, B.mT, C.mT
         z = None if z is None else z.mT
-    scan = BACKENDS[backend][1]
-    y, last_state = scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+    y, last_state = BACKENDS[backend][1](u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus)
     y = y.mT if layout == "bdl" else y
     return (y, last_state) if return_last_state else y
 
@@ -87,7 +84,7 @@ def _check_backend(name):
     return name
 
 
-def reference_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
+def reference_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus):
     """The recurrence step by step, layout "bld", any floating dtype, differentiable. -> (y, last_state)"""
     compute = torch.float64 if torch.float64 in (u.dtype, delta.dtype, A.dtype) else torch.float32
     x, delta, A, B, C = (t.to(compute) for t in (u, delta, A, B, C))
@@ -109,19 +106,7 @@ def reference_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_
     return y.to(u.dtype), h
 
 
-def _cpu_scan(*arguments):
-    from kwslib.scan.cpu import cpu_scan  # only here: importing numba takes a second
-
-    return cpu_scan(*arguments)
-
-
-def _triton_scan(*arguments):
-    from kwslib.scan.triton import triton_scan
-
-    return triton_scan(*arguments)
-
-
-def _mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
+def _mamba_ssm_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, delta_softplus):
     """The authors' CUDA kernel. Its gradients of B and C differ in their last bits from run to run."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
 
@@ -145,28 +130,35 @@ _NUMBA, _TRITON = find_spec("numba") is not None, find_spec("triton") is not Non
 _MAMBA_SSM = find_spec("mamba_ssm") is not None and find_spec("selective_scan_cuda") is not None
 
 
-def _on_cpu(tensors):
-    return all([t is None or t.is_cpu and t.dtype in _DTYPES for t in tensors])
+def _cpu_scan(*arguments):
+    from kwslib.scan.cpu import cpu_scan  # only here: importing numba takes a second
+
+    return cpu_scan(*arguments)
 
 
-def _on_gpu(tensors):
-    return all([t is None or t.is_cuda and t.dtype in _DTYPES for t in tensors])
+def _triton_scan(*arguments):
+    from kwslib.scan.triton import triton_scan
+
+    return triton_scan(*arguments)
+
+
+def _on(device, tensors):
+    return all([t is None or t.device.type == device and t.dtype in _DTYPES for t in tensors])
 
 
 def _fits_triton(tensors, by_name):
     interpreter = by_name and os.environ.get("TRITON_INTERPRET") == "1"  # slow: for tests
-    return _TRITON and (_on_gpu(tensors) or interpreter and _on_cpu(tensors))
+    return _TRITON and (_on("cuda", tensors) or interpreter and _on("cpu", tensors))
 
 
 def _fits_mamba_ssm(tensors, by_name):
-    batch, state, initial_state = tensors[0].shape[0], tensors[2].shape[1], tensors[8]
-    return _MAMBA_SSM and _on_gpu(tensors) and batch > 0 and state <= 256 and initial_state is None
+    u, A, initial_state = tensors[0], tensors[2], tensors[8]
+    return _MAMBA_SSM and _on("cuda", tensors) and len(u) > 0 and A.shape[1] <= 256 and initial_state is None
 
 
-# name: (does it take these tensors, by default or only by name?, function of reference_scan's arguments);
-# the fastest first
+# name: (does it take these tensors, by default or only by name?, function of reference_scan's arguments), fastest first
 BACKENDS = {
-    "cpu": (lambda tensors, by_name: _NUMBA and _on_cpu(tensors), _cpu_scan),
+    "cpu": (lambda tensors, by_name: _NUMBA and _on("cpu", tensors), _cpu_scan),
     "triton": (_fits_triton, _triton_scan),
     "mamba_ssm": (_fits_mamba_ssm, _mamba_ssm_scan),
     "reference": (lambda tensors, by_name: True, reference_scan),
@@ -175,25 +167,14 @@ BACKENDS = {
 
 def _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, layout):
     names = "(batch, channels, length)" if layout == "bdl" else "(batch, length, channels)"
-    if u.ndim != 3 or A.ndim != 2:
-        raise ValueError(
-            f"selective_scan needs u of shape {names} and A of shape (channels, state); "
-            f"got {tuple(u.shape)} and {tuple(A.shape)}"
-        )
-    (batch, length, channels), state = u.shape, A.shape[1]
-    if layout == "bdl":
-        length, channels = channels, length
-    if length < 1 or channels < 1 or state < 1:
-        raise ValueError(f"selective_scan needs a step, a channel and a state; got u {tuple(u.shape)} {names}")
-    wide = (batch, state, length) if layout == "bdl" else (batch, length, state)
-    wanted = (
-        ("delta", delta, u.shape), ("z", z, u.shape), ("A", A, (channels, state)), ("B", B, wide), ("C", C, wide),
-        ("D", D, (channels,)), ("delta_bias", delta_bias, (channels,)),
-        ("initial_state", initial_state, (batch, channels, state)),
-    )  # fmt: skip
-    for name, tensor, shape in wanted:
-        if tensor is not None and tensor.shape != shape:
-            raise ValueError(
-                f"selective_scan: {name} has shape {tuple(tensor.shape)}, but u {tuple(u.shape)} "
-                f"{names} and A {tuple(A.shape)} call for {tuple(shape)}"
-            )
+    given = f"u {tuple(u.shape)} {names} and A {tuple(A.shape)} (channels, state)"
+    if u.ndim != 3 or A.ndim != 2 or u.shape[1] < 1 or u.shape[2] < 1 or A.shape[1] < 1:
+        raise ValueError(f"selective_scan needs a step, a channel and a state; got {given}")
+    batch, length, channels = u.shape if layout == "bld" else u.mT.shape
+    state = A.shape[1]
+    wide = (batch, length, state) if layout == "bld" else (batch, state, length)
+    sizes = {"delta": u.shape, "z": u.shape, "A": (channels, state), "B": wide, "C": wide, "D": (channels,),
+             "delta_bias": (channels,), "initial_state": (batch, channels, state)}  # fmt: skip
+    for (name, size), t in zip(sizes.items(), (delta, z, A, B, C, D, delta_bias, initial_state)):
+        if t is not None and t.shape != size:
+            raise ValueError(f"selective_scan: {name} has shape {tuple(t.shape)}, but {given} call for {tuple(size)}")

@@ -1,22 +1,19 @@
 """The selective scan on GPUs: one fused pass forward and one backward, written in Triton.
 
-Symbols and equations as in reference.py; the arithmetic is float32 whatever the inputs' dtypes, which are
-read and written as they are. What shapes the kernels is that sequences are short (31 to 101 frames)
-and there are many of them: time stays sequential and clips and channels give the parallelism.
+Symbols and equations as in reference.py; the arithmetic is float32 whatever the inputs' dtypes, which are read and
+written as they are. What shapes the kernels is that sequences are short (31 to 101 frames) and there are many of them:
+time stays sequential and clips and channels give the parallelism.
 
-- A program is one warp and takes one clip and a block of channels; nothing is shared, so no barrier
-  waits for another warp. The state stays in registers, 16 numbers for each lane.
-- Forward spreads the channels over the lanes (a lane holds all states of its channel): sums over the
-  state need no exchange between lanes, and the exponentials' unit sets the pace. Backward sums over
-  channels, too, for B and C. It spreads 8 channels x 4 states over the lanes and gives each the rest
-  of both, which takes a third of the exchanges that channels alone would take.
+- A program is one warp and takes one clip and a block of channels; nothing is shared, so no barrier waits for another
+  warp. The state stays in registers, 16 numbers for each lane.
+- Forward spreads the channels over the lanes (a lane holds all states of its channel): sums over the state need no
+  exchange between lanes, and the exponentials' unit sets the pace. Backward sums over channels, too, for B and C. It
+  spreads 8 channels x 4 states over the lanes and gives each the rest of both: a third of the exchanges.
 - The steps of a chunk are unrolled, loads first and stores last, as a load cannot pass a store.
-- Forward keeps h at the start of every CHUNK of steps; backward recomputes a chunk's states into
-  registers. Long sequences work, but gain nothing from the GPU's width; they need N/CHUNK floats kept
-  for every number in u.
+- Forward keeps h at the start of every CHUNK of steps; backward recomputes a chunk's states into registers. Long
+  sequences work, but gain nothing from the GPU's width; they need N/CHUNK floats kept for every number in u.
 
-Gradients that several programs add to (of A, B, C, D, the bias) are written apart and summed in
-order: the same inputs give the same bits.
+Gradients that several programs add to are written apart and summed in order: the same inputs give the same bits.
 """
 
 import torch
@@ -28,21 +25,10 @@ from kwslib.scan.operator import new_outputs, scan_operator, unit_stride
 CHUNK = 4  # steps between two kept states, unrolled: with twice as many, backward spills its registers
 WIDTH, STATES = 32, 16  # channels of a program: WIDTH, or fewer to have STATES numbers in each of 32 lanes
 LOG2E, LN2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
-# Not specialised: a new length needs no new kernel. And the compiler must not see that per_state is 1: it
-# would lay out registers for the few loads along the state, not for the recurrence.
-NUMBERS = (
-    "u_clip u_step delta_clip delta_step B_clip B_step C_clip C_step z_clip z_step batch length channels "
-    "per_channel per_state"
-).split()
-
-
-def triton_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state):
-    """Arguments and result of reference_scan; tensors of float32, bfloat16 or float16 on one GPU.
-
-    Everything is computed in float32. Differentiable once. Compiles (seconds) on the first call with
-    new dtypes, state size or absent arguments; Triton keeps the result in the user's cache folder.
-    """
-    return _scan((u, delta, A, B, C, D, z, delta_bias, initial_state), delta_softplus)
+# Not specialised: a new length needs no new kernel. And the compiler must not see that per_state is 1: it would lay out
+# registers for the few loads along the state, not for the recurrence.
+NUMBERS = [f"{name}_{stride}" for name in ("u", "delta", "B", "C", "z") for stride in ("clip", "step")]
+NUMBERS += ["batch", "length", "channels", "per_channel", "per_state"]
 
 
 def _forward(u, delta, A, B, C, D, z, bias, initial, softplus, keep):
@@ -50,10 +36,9 @@ def _forward(u, delta, A, B, C, D, z, bias, initial, softplus, keep):
     tensors = unit_stride(u, delta, A, B, C, D, z, bias, initial)
     numbers, sizes, programs = _arguments(*tensors)
     if programs:
+        given = (*tensors, y, last, kept if keep else None, *numbers, softplus)
         with torch.cuda.device_of(u):
-            kept, aligned = kept if keep else None, _alignment(*tensors[3:5])
-            given = (*tensors, y, last, kept, *numbers, softplus)
-            _forward_kernel[(programs,)](*given, **sizes, ALIGNED=aligned, num_warps=1)
+            _forward_kernel[(programs,)](*given, **sizes, ALIGNED=_alignment(*tensors[3:5]), num_warps=1)
     return outputs
 
 
@@ -67,9 +52,9 @@ def _backward(u, delta, A, B, C, D, z, bias, initial, softplus, kept, grad_y, gr
     by_clip = [u.new_empty(batch, channels, *n, dtype=torch.float32) for n in ((state,), (), ())]
     if programs:
         grad_last = None if grad_last is None else grad_last.contiguous()
+        found = (du, ddelta, *by_block, dz, *by_clip, dinitial)
+        given = (*tensors, kept, grad_y.contiguous(), grad_last, *found, *numbers, softplus)
         with torch.cuda.device_of(u):
-            found = (du, ddelta, *by_block, dz, *by_clip, dinitial)
-            given = (*tensors, kept, grad_y.contiguous(), grad_last, *found, *numbers, softplus)
             _backward_kernel[(programs,)](*given, **sizes, num_warps=1)
     dB, dC, dA, dD, dbias = (
         u.new_empty(0) if t is None else parts.sum(0).to(t.dtype)
@@ -78,11 +63,13 @@ def _backward(u, delta, A, B, C, D, z, bias, initial, softplus, kept, grad_y, gr
     return du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial
 
 
-_scan = scan_operator("scan_triton", _forward, _backward, CHUNK)
+# Arguments and result of reference_scan; tensors of float32, bfloat16 or float16 on one GPU, differentiable once.
+# Compiles (seconds) for new dtypes, state size or absent arguments; Triton keeps that in the user's cache folder.
+triton_scan = scan_operator("scan_triton", _forward, _backward, CHUNK)
 
 
 def _arguments(u, delta, A, B, C, D, z, bias, initial):
-    """-> what both kernels take beside tensors: run-time numbers, compile-time sizes; and the programs."""
+    """-> what both kernels take beside tensors: run-time numbers, compile-time sizes; and how many programs."""
     (batch, length, channels), state = u.shape, A.shape[1]
     strides = [n for t in (u, delta, B, C, z) for n in ((0, 0) if t is None else t.stride()[:2])]
     padded = triton.next_power_of_2(state)
@@ -117,10 +104,7 @@ def _softplus(x):
 @triton.jit
 def _load(x, place, mask):
     """Numbers of a tensor that may be absent, in float32; zeros where it or `mask` is."""
-    value = tl.zeros(place.shape, tl.float32)
-    if x is not None:
-        value = tl.load(x + place, mask, 0.0).to(tl.float32)
-    return value
+    return tl.zeros(place.shape, tl.float32) if x is None else tl.load(x + place, mask, 0.0).to(tl.float32)
 
 
 @triton.jit
@@ -154,8 +138,7 @@ def _forward_kernel(
     mine = clip * channels * per_channel + place
     decay = _load(A, place, states) * LOG2E  # exp(ΔA) = 2**(Δ decay)
     h = _load(initial, mine, states)
-    skip = _load(D, c, inside)
-    shift = _load(bias, c, inside)
+    skip, shift = _load(D, c, inside), _load(bias, c, inside)
     t = tl.full((), 0, tl.int64)
     us = _load_chunk(u, u_clip, u_step, clip, t, length, c, inside, CHUNK)
     deltas = _load_chunk(delta, delta_clip, delta_step, clip, t, length, c, inside, CHUNK)
@@ -169,14 +152,12 @@ def _forward_kernel(
             row = clip * ((length - 1) // CHUNK) + t // CHUNK - 1
             tl.store(kept + (row * STATE + n[None, :]) * channels + c[:, None], h, states & (t > 0))
         left = (length - t).to(tl.int32)
-        B_chunk = B + clip * B_clip + t * B_step
-        C_chunk = C + clip * C_clip + t * C_step
+        B_chunk, C_chunk = B + clip * B_clip + t * B_step, C + clip * C_clip + t * C_step
         outs = ()
         for k in tl.static_range(CHUNK):
             x = us[k].to(tl.float32)
-            dt = deltas[k].to(tl.float32) + shift
-            if SOFTPLUS:
-                dt = _softplus(dt)
+            raw = deltas[k].to(tl.float32) + shift
+            dt = _softplus(raw) if SOFTPLUS else raw
             dt = tl.where(k < left, dt, 0.0)  # behind the end h stays as it is
             step = tl.minimum(k, left - 1)
             Bt = tl.load(tl.multiple_of(B_chunk + step * B_step + n, ALIGNED), real, 0.0)
@@ -191,9 +172,7 @@ def _forward_kernel(
         for k in tl.static_range(CHUNK):
             tl.store(y + here + k * channels, outs[k], inside & (k < left))
         t += CHUNK
-        us = next_us
-        deltas = next_deltas
-        gates = next_gates
+        us, deltas, gates = next_us, next_deltas, next_gates
     tl.store(last + mine, h, states)
 
 
@@ -217,11 +196,9 @@ def _backward_kernel(
     mine = clip * channels * per_channel + place
     decay = _load(A, place, states) * LOG2E
     dh = _load(grad_last, mine, states)
-    skip = _load(D, c, inside)
-    shift = _load(bias, c, inside)
+    skip, shift = _load(D, c, inside), _load(bias, c, inside)
     slope = tl.zeros(place.shape, tl.float32)
-    sum_skip = tl.zeros(c.shape, tl.float32)
-    sum_shift = tl.zeros(c.shape, tl.float32)
+    sum_skip, sum_shift = tl.zeros(c.shape, tl.float32), tl.zeros(c.shape, tl.float32)
     chunks = tl.cdiv(length, CHUNK)
     t = (chunks - 1).to(tl.int64) * CHUNK
     while t >= 0:
@@ -240,16 +217,12 @@ def _backward_kernel(
         B_chunk = B + clip * B_clip + t * B_step + n
         C_chunk = C + clip * C_clip + t * C_step + n
         hs = (h,)  # before each step and after the last
-        decays = ()
-        rows = ()
-        dzs = ()
+        decays, rows, dzs = (), (), ()
         for k in tl.static_range(CHUNK):  # the chunk forward again
             x = us[k].to(tl.float32)
             raw = deltas[k].to(tl.float32) + shift
             g = grads[k].to(tl.float32)
-            dt = raw
-            if SOFTPLUS:
-                dt = _softplus(raw)
+            dt = _softplus(raw) if SOFTPLUS else raw
             dt = tl.where(k < left, dt, 0.0)
             Bt = tl.load(B_chunk + k * B_step, real & (k < left), 0.0).to(tl.float32)
             a = tl.exp2(dt[:, None, :] * decay)
@@ -280,8 +253,7 @@ def _backward_kernel(
             d = dh * hs[k]  # dL/d(ΔA)
             slope += d * dt[:, None, :]
             draw = tl.sum(d * decay, 1) * LN2 + ddu * x
-            if SOFTPLUS:
-                draw = draw * _sigmoid(raw)
+            draw = draw * _sigmoid(raw) if SOFTPLUS else draw
             draw = tl.where(k < left, draw, 0.0)
             sum_skip += g * x
             sum_shift += draw
