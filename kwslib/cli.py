@@ -2,11 +2,15 @@
 
 import argparse
 import difflib
+import itertools
 import json
+import statistics
 import sys
+import timeit
+from functools import partial
 from typing import Literal, get_args, get_origin
 
-from kwslib.io import KwsError, cli
+from kwslib.io import CLIP, KwsError, cli
 
 RECORDINGS = "recordings: wav, flac, ogg or mp3, at any rate, of any length"
 CHECKPOINT = "checkpoint file, the folder that holds model.safetensors, or a pretrained name such as mamba_light"
@@ -114,10 +118,29 @@ def predict(argv=None):
 
 
 def bench(argv=None):
-    """Time models: latency and throughput."""
-    from kwslib.benchmark import main as run
+    """Time a model from wave to logits: milliseconds of a batch of one-second clips, and clips a second."""
+    import torch
 
-    run(argv)
+    from kwslib.machine import threads
+    from kwslib.spotter import load
+
+    parser = parser_of("bench", bench.__doc__)
+    parser.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, help=CHECKPOINT)
+    parser.add_argument("--model-path", dest="checkpoint", required=False, help="the same, as an option")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64], help="clips in a batch (default 1 8 64)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, torch.get_num_threads()], help="default: 1, all")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
+    a = parser.parse_args(argv)
+    if a.checkpoint is None:
+        raise KwsError("no checkpoint is given; name one, as in: kws bench mamba_light")
+    spotter = load(a.checkpoint, a.device)
+    for count, size in itertools.product(dict.fromkeys(a.threads), a.batch):
+        timer = timeit.Timer(partial(lambda waves: spotter.logits(waves).cpu(), torch.randn(size, CLIP) * 0.1))
+        with threads(count):
+            number, _ = timer.autorange()  # enough for a fifth of a second
+            low, middle, high = (t / number for t in statistics.quantiles(timer.repeat(7, number)))
+        times = f"{1000 * middle:9.2f} ms (quartiles {1000 * low:.2f}, {1000 * high:.2f})"
+        print(f"threads {count}, batch {size:3}: {times}  {size / middle:9,.0f} clips/s")
 
 
 COMMANDS = {"pack": pack, "train": train, "test": test, "predict": predict, "bench": bench}

@@ -1,4 +1,4 @@
-"""What the models cost, as the paper reports it: kwslib.benchmark, memory, and the growth with the length of the audio.
+"""What the models cost, as the paper reports it: times, memory, and the growth with the length of the audio.
 
     python -m paper.benchmark_models --out results/quick/benchmark.json
 
@@ -16,10 +16,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from kwslib.benchmark import benchmark_model, benchmark_models, print_entry, spotter_of, timings
 from kwslib.io import CLIP, SAMPLE_RATE, cli, write_json
 from paper.memory import peak_memory
 from paper.results import label_of
+from paper.timing import benchmark_model, benchmark_models, print_entry, spotter_of, timings
 
 SECONDS = (1, 2, 4, 8, 16, 32, 64)
 LENGTH_MODELS = ("mamba_mfcc_small", "retnet", "kwt_1")  # a scan, retention in its parallel form, attention
@@ -28,9 +28,9 @@ MOST_MEMORY = 4e9  # bytes that one pass may be expected to take
 
 
 def benchmark_paper(names="all", out=None, n_classes=35, seconds_budget=0.4, small=False, show=None):
-    """benchmark.json's content, also written to `out`: kwslib's `benchmark_models`, and the `length` part.
+    """benchmark.json's content, also written to `out`: `benchmark_models`, and the `length` part.
 
-    Arguments are those of kwslib.benchmark.benchmark_models. Raises KwsError for an unknown model.
+    Arguments are those of paper.timing.benchmark_models. Raises KwsError for an unknown model.
     """
     result = benchmark_models(names, n_classes, seconds_budget, small, show=show, measure=benchmark_with_memory)
     seconds, budget = ((1, 2, 4), 0.01) if small else (SECONDS, seconds_budget / 2)

@@ -27,13 +27,13 @@ from types import ModuleType
 import torch
 import torch.nn.functional as F
 
-from kwslib.benchmark import timings
 from kwslib.io import KwsError, cli, write_json
 from kwslib.machine import keep_memory, machine, threads
 from kwslib.scan import selective_scan
 from paper.benchmark_models import fit_exponent
 from paper.benchmark_training import MODELS, benchmark_training
 from paper.memory import peak_memory
+from paper.timing import timings
 
 CPU = torch.device("cpu")
 STATE = 16

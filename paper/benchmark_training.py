@@ -13,7 +13,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from kwslib.benchmark import timings
 from kwslib.data.augment import Augment, SpecMask
 from kwslib.data.batches import Batches, SpeechCommands, collate_seq
 from kwslib.data.features import Normalise, WaveToSpec
@@ -26,6 +25,7 @@ from kwslib.training.config import Config
 from kwslib.training.device import Place
 from kwslib.training.loop import train_epoch
 from kwslib.training.optim import parameter_groups
+from paper.timing import timings
 
 CPU = torch.device("cpu")
 MODELS = tuple(f"mamba_{kind}_{size}" for kind in ("mel", "mfcc") for size in ("small", "medium", "large"))

@@ -1,5 +1,6 @@
 """Benchmark: the fit finds known exponents, the result file is whole, mistakes end in one sentence."""
 
+import re
 import subprocess
 import sys
 
@@ -7,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from kwslib import benchmark
+from kwslib import cli as commands
 from kwslib.checkpoint import save_checkpoint
 from kwslib.io import KwsError, cli, read_json
 from kwslib.machine import machine
 from kwslib.models.cost import count_parameters
 from kwslib.models.registry import build
 from paper import benchmark_models, memory
+from paper import timing as benchmark
 from paper.benchmark_models import fit_exponent
 
 CPU = torch.device("cpu")
@@ -215,3 +217,14 @@ def test_command_line_without_a_checkpoint(root, tmp_path):
 def test_entry_on_a_gpu():
     entry = benchmark.benchmark_model(benchmark.spotter_of(Tiny(), "cuda", features="mfcc"), 0.01, (1, 4))
     check_entry(entry, ["1"], (1, 4))
+
+
+def test_the_command_times_a_checkpoint(capsys):
+    commands.bench(["mamba_light", "--batch", "1", "2", "--threads", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["threads 1, batch   1", "threads 1, batch   2"]
+    for line in lines:
+        middle, low, high = (float(x) for x in re.findall(r"[\d.]+", line.split(":")[1])[:3])
+        assert 0 < low <= middle <= high and "clips/s" in line
+    with pytest.raises(KwsError, match="no checkpoint is given"):
+        commands.bench(["--batch", "1"])

@@ -16,7 +16,7 @@ LAYERS = (
     {"data", "models"},
     {"checkpoint"},
     {"training", "spotter"},
-    {"evaluation", "benchmark"},
+    {"evaluation"},
     {"cli"},
 )
 DEPTH = {room: depth for depth, layer in enumerate(LAYERS) for room in layer}

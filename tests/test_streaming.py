@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from kwslib.benchmark import spotter_of
 from kwslib.io import KwsError
 from paper import streaming
 from paper.streaming import Stream, count, detections, make_stream, match, operating_point, sweep, thresholds_of
+from paper.timing import spotter_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

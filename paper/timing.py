@@ -1,0 +1,148 @@
+"""What a model costs: latency and throughput.
+
+    python -m paper.timing --model-path checkpoints/quick/mamba_mel_small-0    one checkpoint, as a table
+    python -m paper.timing --models mamba_mfcc_small,kwt_1 --out timed.json    fresh weights cost the same
+
+One-second clips in float32, timed by the wall clock after a warm-up, on all threads:
+
+    latency        one clip, features to logits, on one thread and on all
+    features       one clip, wave to normalised features; wave_to_label goes on to the label
+    throughput     clips a second against the batch size, features to logits
+
+Times vary on a shared machine: compare numbers of one run, not of two.
+"""
+
+import argparse
+import time
+from functools import partial
+
+import numpy as np
+import torch
+
+from kwslib.checkpoint import frontend_of
+from kwslib.io import CLIP, KwsError, cli, write_json
+from kwslib.machine import machine, threads
+from kwslib.models.cost import count_macs, count_parameters
+from kwslib.models.registry import MODELS, build
+from kwslib.spotter import KeywordSpotter, load
+from kwslib.training.config import RECIPES, load_config
+
+BATCHES = (1, 8, 64)
+
+
+def spotter_of(model, device="cpu", n_classes=35, features="mel"):
+    """A KeywordSpotter: of a model's name, with fresh weights and its recipe's features, or around a module."""
+    options = {"kind": features}
+    if isinstance(model, str):
+        options = frontend_of(load_config(RECIPES / f"{model}.yaml")).options
+        model = build(model, n_classes)
+    card = {"labels": [], "features": options, "normalisation": {"mean": 0.0, "std": 1.0}}
+    return KeywordSpotter(model, card, device)
+
+
+def timings(run, device, seconds_budget, least=5):
+    """Milliseconds of each `run()`, repeated for the budget and `least` times; a slow one twice."""
+    for _ in range(3):  # warm-up; of a slow one, once
+        if stopwatch(run, device) > 250 * seconds_budget:
+            break
+    took, until, most = [], time.perf_counter() + seconds_budget, 4000 * seconds_budget
+    while len(took) < 2 or sum(took) < most and (len(took) < least or time.perf_counter() < until):
+        took.append(stopwatch(run, device))
+    return np.array(took)
+
+
+def stopwatch(run, device):
+    """Milliseconds of one `run()`; on a GPU from when it is idle until it is idle again."""
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    run()
+    wait()
+    return 1000 * (time.perf_counter() - started)
+
+
+@torch.inference_mode()
+def benchmark_model(model, seconds_budget=0.4, batches=BATCHES, features="mel"):
+    """What `benchmark_models` says of one model: a KeywordSpotter, or a module that reads `features`."""
+    spotter = model if isinstance(model, KeywordSpotter) else spotter_of(model, features=features)
+    device, model = spotter.device, spotter.model
+    wave = torch.randn(1, CLIP, generator=torch.Generator().manual_seed(0)) * 0.1
+    clip = spotter.normalise(spotter.frontend(wave.to(device)))  # (1, T, F)
+    entry = {"parameters": count_parameters(model), "macs": count_macs(model, clip), "latency_ms": {}, "repeats": {}}
+    for count in sorted({1, torch.get_num_threads()}) if device.type == "cpu" else [1]:
+        with threads(count):
+            took = timings(lambda: model(clip, None), device, seconds_budget)
+        entry["latency_ms"][str(count)], entry["repeats"][str(count)] = percentiles(took, 50, 95, 99), len(took)
+    for key, run in (
+        ("wave_to_label_ms", lambda: spotter.logits(wave).softmax(1).argmax(1).item()),
+        ("features_ms", lambda: spotter.normalise(spotter.frontend(wave.to(device)))),
+    ):
+        entry[key] = percentiles(timings(run, device, seconds_budget / 2), 50, 95)
+    entry["throughput"] = {}
+    for size in batches:
+        run = partial(model, clip.expand(size, -1, -1).contiguous(), None)
+        took = timings(run, device, seconds_budget / 2, least=3)
+        entry["throughput"][str(size)] = float(1000 * size / np.median(took))
+    return entry
+
+
+def percentiles(took, *which):
+    return {f"p{p}": float(np.percentile(took, p)) for p in which}
+
+
+def benchmark_models(names="all", n_classes=35, seconds_budget=0.4, small=False, path=None, show=None, measure=None):
+    """Time models on the CPU, and on a GPU if there is one: {machine, n_classes, models, gpu: None or {models}}.
+
+    names: "all", or a list or comma-separated text of registered models, with fresh weights; path: a checkpoint to time
+    instead. seconds_budget: of each measurement. small: in seconds, to see that it works. show(title, entry) is called
+    after every model. measure: what makes an entry (`benchmark_model`). Raises KwsError for an unknown model.
+    """
+    names = list(MODELS) if names == "all" else names.split(",") if isinstance(names, str) else list(names)
+    if unknown := [n for n in names if n not in MODELS]:
+        raise KwsError(f"model {unknown[0]!r} is unknown; choose 'all' or some of {', '.join(MODELS)}")
+    if n_classes < 1 or not seconds_budget > 0:
+        raise KwsError(f"n_classes is {n_classes} and the budget {seconds_budget} s; both must be above 0")
+    make = {name: partial(spotter_of, name, n_classes=n_classes) for name in names}
+    if path is not None:
+        card = load(path).card
+        make, n_classes = {card["model"]: partial(load, path)}, len(card["labels"])
+    budget, batches = (0.02, (1, 2)) if small else (seconds_budget, BATCHES)
+    result = {"machine": machine(), "n_classes": n_classes, "models": {}, "gpu": None}
+    devices = {"cpu": result}
+    if torch.cuda.is_available():
+        devices["cuda"] = result["gpu"] = {"models": {}}
+    for device, part in devices.items():
+        for name, spotter in make.items():
+            part["models"][name] = (measure or benchmark_model)(spotter(device=device), budget, batches)
+            if show:
+                show(f"{name} on {device}", part["models"][name])
+    return result
+
+
+def print_entry(title, entry):
+    """Print one model's entry."""
+    times = {f"latency, threads: {n} (ms)": ms for n, ms in entry["latency_ms"].items()}
+    times |= {"wave to label (ms)": entry["wave_to_label_ms"], "features alone (ms)": entry["features_ms"]}
+    rows = [(title, "p50", "p95", "p99"), *((k, *map("{:.2f}".format, t.values())) for k, t in times.items())]
+    rows += [(f"throughput, batch {n} (clips/s)", f"{x:,.1f}") for n, x in entry["throughput"].items()]
+    rows += [("parameters", f"{entry['parameters']:,}"), ("multiply-accumulates", f"{entry['macs']:,}")]
+    print(*(f"{label:34}" + "".join(f"{cell:>13}" for cell in cells) for label, *cells in rows), "", sep="\n")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model-path", help="checkpoint to time: a file, its folder, or the name of a pretrained model")
+    what.add_argument("--models", default="all", help="'all', or names with commas between; fresh weights")
+    parser.add_argument("--n-classes", type=int, default=35, help="of --models (default 35)")
+    parser.add_argument("--budget", type=float, default=0.4, help="seconds a measurement (default 0.4)")
+    parser.add_argument("--small", action="store_true", help="in seconds, to see that it works")
+    parser.add_argument("--out", help="JSON file to write")
+    a = parser.parse_args(argv)
+    result = benchmark_models(a.models, a.n_classes, a.budget, a.small, a.model_path, print_entry)
+    if a.out:
+        write_json(a.out, result)
+
+
+if __name__ == "__main__":
+    cli(main)
