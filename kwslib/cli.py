@@ -12,12 +12,18 @@ from typing import Literal, get_args, get_origin
 
 from kwslib.io import CLIP, KwsError, cli
 
-RECORDINGS = "recordings: wav, flac, ogg or mp3, at any rate, of any length"
-CHECKPOINT = "checkpoint file, the folder that holds model.safetensors, or a pretrained name such as mamba_light"
-
 
 def parser_of(name, description, **options):
     return argparse.ArgumentParser(f"kws {name}", description=description, allow_abbrev=False, **options)
+
+
+def model_parser(name, description):
+    """A parser with what `test` and `predict` share."""
+    parser = parser_of(name, description)
+    where = "checkpoint file, the folder that holds model.safetensors, or a pretrained name such as mamba_light"
+    parser.add_argument("checkpoint", help=where)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
+    return parser
 
 
 def pack(argv=None):
@@ -53,12 +59,12 @@ def train_parser():
     parser.add_argument("--config", metavar="RECIPE", help="a file, or the name of a recipe that comes with kwslib")
     keys = parser.add_argument_group("keys of the recipe")
     for key, field in Config.model_fields.items():
-        default = field.default if isinstance(field.default, str) else json.dumps(field.default)  # JSON is YAML
-        text = f"{field.description} (default: {default})".replace("%", "%%")
-        if choices := get_args(field.annotation) if get_origin(field.annotation) is Literal else ():
-            text = f"{', '.join(choices)}: {text}"
-        values = {"nargs": "+", "metavar": "VALUE"} if "list" in str(field.annotation) else {"metavar": "VALUE"}
-        keys.add_argument(f"--{key.replace('_', '-')}", help=text, **values)
+        kind, default = field.annotation, field.default
+        default = default if isinstance(default, str) else json.dumps(default)  # JSON is YAML
+        choices = f"{', '.join(get_args(kind))}: " if get_origin(kind) is Literal else ""
+        text = f"{choices}{field.description} (default: {default})".replace("%", "%%")
+        count = "+" if "list" in str(kind) else None
+        keys.add_argument(f"--{key.replace('_', '-')}", help=text, metavar="VALUE", nargs=count)
     return parser
 
 
@@ -78,8 +84,9 @@ def train(argv=None):
         raise KwsError(f"{unknown[0]!r} is not an option; {hint}")
     values = {k: v for k, v in vars(given).items() if v is not None}
     name = values.pop("config", None)
-    values = {k: v[0] if isinstance(v, list) and len(v) == 1 else v for k, v in values.items()}
-    values = {k: list(map(parse_yaml, v)) if isinstance(v, list) else parse_yaml(v) for k, v in values.items()}
+    for key, value in values.items():
+        found = list(map(parse_yaml, [value] if isinstance(value, str) else value))
+        values[key] = found[0] if len(found) == 1 else found
     run(load_config(name, **values))
     leave()
 
@@ -88,15 +95,12 @@ def test(argv=None):
     """Read the test split, once, with a finished checkpoint, and write the result files."""
     from kwslib.evaluation import evaluate
 
-    parser = parser_of("test", test.__doc__)
-    parser.add_argument("checkpoint", help=CHECKPOINT)
+    parser = model_parser("test", test.__doc__)
     parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
     parser.add_argument("--out", required=True, help="results folder, such as results/subset")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
     a = parser.parse_args(argv)
     result = evaluate(a.checkpoint, a.corpus, a.out, device=a.device)
-    t = result["test"]
-    low, high = t["interval"]
+    t, (low, high) = result["test"], result["test"]["interval"]
     found = f"test accuracy {t['accuracy']:.2%}, 95 % interval {low:.2%} to {high:.2%}"
     print(f"{result['model']}: {found}, n = {t['n']} clips of {t['speakers']} speakers")
 
@@ -105,16 +109,13 @@ def predict(argv=None):
     """Name the keyword in recordings."""
     from kwslib.spotter import load
 
-    parser = parser_of("predict", predict.__doc__)
-    parser.add_argument("checkpoint", help=CHECKPOINT)
-    parser.add_argument("files", nargs="+", metavar="FILE", help=RECORDINGS)
+    parser = model_parser("predict", predict.__doc__)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="wav, flac, ogg or mp3, at any rate, of any length")
     parser.add_argument("--top", type=int, default=3, help="how many labels to print (default 3)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
     a = parser.parse_args(argv)
     spotter = load(a.checkpoint, a.device)
     for file in a.files:
-        answers = "  ".join(f"{label} {p:.1%}" for label, p in spotter.predict(file)[: a.top])
-        print(f"{file}: {answers}")
+        print(f"{file}: " + "  ".join(f"{label} {p:.1%}" for label, p in spotter.predict(file)[: a.top]))
 
 
 def bench(argv=None):

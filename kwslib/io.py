@@ -15,6 +15,7 @@ from pathlib import Path
 
 SAMPLE_RATE = 16_000  # Hz, everywhere in kwslib
 CLIP = 16_000  # samples in a packed clip: one second
+UNWRITABLE = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
 
 
 def cores():
@@ -82,19 +83,17 @@ def file_hash(*paths, kind="sha256"):
     return digest.hexdigest()
 
 
-UNWRITABLE = {"ENOSPC", "EDQUOT", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST", "EISDIR"}
-
-
 def cli(main):
     """Run `main()` as a program: one sentence and exit status 2 for what the user can fix, 130 for Ctrl-C."""
     try:
         sys.exit(main())
     except KwsError as e:
-        message = str(e)
+        message = e
     except OSError as e:
-        if errno.errorcode.get(e.errno) not in UNWRITABLE:
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and e.errno != errno.EROFS and not isinstance(e, UNWRITABLE):
             raise
-        remedy = "free some space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a folder you may write to"
+        remedy = "free some space" if full else "choose a folder you may write to"
         message = f"cannot write {e.filename or 'the output'}: {e.strerror}; {remedy}"
     except KeyboardInterrupt:
         print("stopped before the end; the same command continues or starts again", file=sys.stderr)

@@ -1,7 +1,6 @@
 """Sound as samples: decoding, resampling, levels, cutting, shifting and mixing, each in one place.
 
-Importing this module does not import PyTorch: packing's workers start without it, and load it only for a clip that
-must be resampled.
+PyTorch is imported where it is needed: packing's workers load it only for a clip that must be resampled.
 """
 
 import io
@@ -13,7 +12,6 @@ import numpy as np
 
 from kwslib.io import SAMPLE_RATE, KwsError
 
-RATES = (4000, 192_000)  # Hz
 BLOCK = 60  # seconds that are decoded or resampled at a time
 CHANNELS = 8  # more are taken for a batch of recordings, whose mean says nothing
 FAR = 8.0  # a sample beyond this was never on the scale [-1, 1]
@@ -48,11 +46,8 @@ def to_mono(samples, name="the wave"):
     if hasattr(samples, "detach"):  # a tensor, wherever it is and whatever its gradient
         samples = samples.detach().cpu()
         samples = samples.float() if samples.is_floating_point() else samples
-    elif isinstance(samples, (list, tuple)):
-        if not all(isinstance(x, Real) for x in samples):  # of recordings, perhaps, which no one may average
-            raise Unreadable(f"{name} is a {type(samples).__name__} of other things than numbers; give one array")
-    elif not hasattr(samples, "__array__"):
-        raise Unreadable(f"{name} is of type {type(samples).__name__}; give the samples as an array or a tensor")
+    elif isinstance(samples, (list, tuple)) and not all(isinstance(x, Real) for x in samples):
+        raise Unreadable(f"{name} is a {type(samples).__name__} of other things than numbers; give one array")
     wave = np.asarray(samples)
     if wave.ndim not in (1, 2) or (wave.ndim == 2 and min(wave.shape) > CHANNELS):
         shapes = f"(samples,), or (channels, samples) or (samples, channels) with at most {CHANNELS} channels"
@@ -78,11 +73,8 @@ def to_mono(samples, name="the wave"):
 
 
 def decode(source, seconds=None):
-    """Path or bytes of a sound file -> float32 (n,), mono, 16 kHz, finite; at most its first `seconds`.
-
-    Any format, rate from 4 to 192 kHz and number of channels that libsndfile reads. Raises Unreadable, also for a file
-    that was cut off.
-    """
+    """Path or bytes of a sound file -> float32 (n,), mono, 16 kHz, finite; at most its first `seconds`. Any format,
+    rate from 4 to 192 kHz and number of channels that libsndfile reads. Raises Unreadable, also for a file cut off."""
     return np.concatenate([*stream(source, seconds)])
 
 
@@ -137,18 +129,15 @@ def _blocks(file, frames):
 def check_rate(rate):
     """The rate as an int, where `resample` takes it. Raises Unreadable."""
     rate = rate.item() if getattr(rate, "shape", None) == () else rate  # a tensor or array of one number
-    if isinstance(rate, Real) and not isinstance(rate, bool) and RATES[0] <= rate <= RATES[1] and rate == int(rate):
+    if isinstance(rate, Real) and 4000 <= rate <= 192_000 and rate == int(rate):
         if np.gcd(int(rate), SAMPLE_RATE) >= 5:  # the filters of other rates take gigabytes
             return int(rate)
-    remedy = f"give a whole number of Hz from {RATES[0]:,} to {RATES[1]:,} that 5 or 8 divides"
-    raise Unreadable(f"sample_rate is {rate!r}; {remedy}")
+    raise Unreadable(f"sample_rate is {rate!r}; give a whole number of Hz, 4,000 to 192,000, that 5 or 8 divides")
 
 
 def resample(wave, rate):
-    """Float samples (n,) at `rate` Hz -> float32 (n',) at 16 kHz: torchaudio's windowed sinc filter.
-
-    Raises Unreadable for a rate that `check_rate` refuses.
-    """
+    """Float samples (n,) at `rate` Hz -> float32 (n',) at 16 kHz: torchaudio's windowed sinc filter. Raises Unreadable
+    for a rate that `check_rate` refuses."""
     if (rate := check_rate(rate)) == SAMPLE_RATE:
         return wave
     blocks = (wave[i : i + BLOCK * rate] for i in range(0, len(wave), BLOCK * rate))
@@ -175,19 +164,15 @@ def _resampled(blocks, rate):
 
 def loudest_window(waves, size, dtype=np.float64):
     """Where the `size` samples of most energy begin: int (…,) for an array (…, n); the first such place of several.
-
-    dtype is that of the energies. (The corpora were packed with float64, the paper's cut clips made with float32.)
-    """
+    dtype is that of the energies. (The corpora were packed with float64, the paper's cut clips made with float32.)"""
     energy = np.cumsum(waves.astype(dtype) ** 2, axis=-1, dtype=np.float64).astype(dtype)
     energy = np.concatenate([np.zeros_like(energy[..., :1]), energy], -1)
     return np.argmax(energy[..., size:] - energy[..., : energy.shape[-1] - size], axis=-1)
 
 
 def shift(waves, by):
-    """A tensor (B, N), each wave `by` samples later, earlier where negative; zeros come in.
-
-    by: an int, or int64 (B,) on the CPU.
-    """
+    """A tensor (B, N), each wave `by` samples later, earlier where negative; zeros come in. by: int, or int64 (B,) on
+    the CPU."""
     import torch
 
     by = torch.as_tensor(by).expand(len(waves))
@@ -198,10 +183,8 @@ def shift(waves, by):
 
 
 def mix_at_snr(waves, noise, snr, where=None):
-    """waves + noise, tensors (B, N), the noise scaled to be `snr` dB below each wave in mean power.
-
-    snr: a number or float (B,). where: bool (B,), the waves to which noise is added; None means all.
-    """
+    """waves + noise, tensors (B, N), the noise scaled to be `snr` dB below each wave in mean power. snr: a number or
+    float (B,). where: bool (B,), the waves to which noise is added; None means all."""
     ratio = waves.square().mean(1) / noise.square().mean(1).clamp_min(1e-12)
     gain = (ratio / 10 ** (snr / 10)).sqrt()
     gain = gain if where is None else gain * where

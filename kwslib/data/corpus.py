@@ -2,9 +2,8 @@
 
 A corpus folder holds `waves.npy` (int16, clips x 16,000, shorter clips padded with zeros), `index.csv` (path, word,
 speaker, split, samples), `noise.npy` (all background noise end to end) and `card.json` (source, licence, checksums,
-counts). `pack` decodes every file once, in worker processes, and appends the clips in order to
-`<out>.partial/waves.npy`, with one line in a journal per clip; a run that was killed continues after its last line and
-ends with the same bytes.
+counts). `pack` decodes every file once and appends the clips in order to `<out>.partial/waves.npy`, with one line in a
+journal per clip; a run that was killed continues after its last line and ends with the same bytes.
 """
 
 import fcntl
@@ -68,8 +67,7 @@ def load_corpus(path):
     except (OSError, ValueError, EOFError, KeyError, TypeError) as e:
         raise KwsError(f"corpus {path} is damaged ({e}); delete the folder and pack it again") from None
     if waves.shape != (len(rows), CLIP) or waves.dtype != np.int16 or len(rows) != counts:
-        found = f"waves.npy {waves.shape}, index.csv {len(rows)} and card.json {counts} clips"
-        raise KwsError(f"corpus {path} is damaged ({found}); delete the folder and pack it again")
+        raise KwsError(f"corpus {path} is damaged (clips are missing); delete the folder and pack it again")
     return Corpus(root, card, waves, noise, *columns, samples)
 
 

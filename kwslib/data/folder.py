@@ -57,12 +57,10 @@ def which_set(speaker):
 
 
 class Folder:
-    """`<word>/<clip>` in a folder, a zip or a tar, with or without one folder around it all.
-
-    Sound files are read by `audio.decode`. A clip longer than one second is cut to its loudest second (as Speech
-    Commands itself was), a shorter one padded with zeros at its end. Speaker: the file name up to `_nohash_`, the whole
-    name where that is missing. Split: validation_list.txt and testing_list.txt where present, else `which_set`.
-    """
+    """`<word>/<clip>` in a folder, a zip or a tar, with or without one folder around it all. A clip longer than one
+    second is cut to its loudest second (as Speech Commands itself was), a shorter one padded with zeros at its end.
+    Speaker: the file name up to `_nohash_`, the whole name where that is missing. Split: validation_list.txt and
+    testing_list.txt where present, else `which_set`."""
 
     options = {}  # what decides, beside words, which corpus this is
 
@@ -70,13 +68,12 @@ class Folder:
         self.path, self.words, self.skipped = Path(path), words, []
         if not self.path.exists():
             raise KwsError(f"source {path} does not exist; give a folder, a zip or a tar of word folders")
-        self.archive = self.path.is_file()
+        self.archive, name = self.path.is_file(), self.path.name
         if self.archive:
-            checksum = {"sha256": file_hash(self.path)}
+            kind, checksum = "archive", {"sha256": file_hash(self.path)}
         else:
-            listing = repr(sorted(self._files(None).items()))
-            checksum = {"listing_sha256": hashlib.sha256(listing.encode()).hexdigest()}
-        name, kind = self.path.name, "archive" if self.archive else "folder"
+            listing = repr(sorted(self._files(None).items())).encode()
+            kind, checksum = "folder", {"listing_sha256": hashlib.sha256(listing).hexdigest()}
         known = "speech_commands" in name.lower()
         rights = (CC_BY, ATTRIBUTION) if known else ("unknown: that of the source", None)
         self.card = source_card(name, kind, *rights, origin=name, checksum=checksum)
@@ -115,8 +112,7 @@ class Folder:
     def open(self, scratch):
         """List the clips. `scratch` is a folder for the copy of a tar. Raises KwsError."""
         names = {PurePosixPath(name).parts: name for name in self._files(scratch)}
-        hidden = {parts for parts in names if not parts or any(p.startswith((".", "__MACOSX")) for p in parts)}
-        names = {parts: name for parts, name in names.items() if parts not in hidden}
+        names = {k: name for k, name in names.items() if k and not any(p.startswith((".", "__MACOSX")) for p in k)}
         if len({parts[0] for parts in names}) == 1 and any(len(parts) > 2 for parts in names):
             names = {parts[1:]: name for parts, name in names.items()}
         lists = {}
@@ -140,8 +136,7 @@ class Folder:
                 self.clips.append(Clip(path, parts[0], speaker, split, name))
         if not self.clips:
             raise KwsError(f"source {self.path} holds no clips; it must hold a folder of clips per word")
-        missing = sorted(set(self.words or ()) - {c.word for c in self.clips})
-        if missing:
+        if missing := sorted(set(self.words or ()) - {c.word for c in self.clips}):
             raise KwsError(f"source {self.path} has no word {', '.join(missing)}; leave it out of words")
 
     def _read(self, name):

@@ -1,12 +1,11 @@
 """Spoken words without a download: espeak-ng speaks them, numpy puts them in a room.
 
 A synthetic speaker is a voice variant, an accent, a pitch, a pitch range and a rate; the variants are divided among the
-splits, so that validation and testing have voices that training has not. Every clip has its own jitter, room (an
-exponentially decaying reverberation), microphone (a spectral tilt), coloured noise at a drawn signal-to-noise ratio,
-level and position in the second. All of it follows from the seed, whatever the number of workers.
+splits. Every clip has its own jitter, room, microphone, coloured noise, level and position in the second. All of it
+follows from the seed, whatever the number of workers.
 
-espeak-ng is GPL and keeps its state in global variables: it is called by ctypes, in worker processes only,
-and loaded again for every clip (0.3 ms), because its pitch flutter continues from one utterance to the next.
+espeak-ng is GPL and keeps its state in global variables: it is called by ctypes, in worker processes only, and loaded
+again for every clip (0.3 ms), because its pitch flutter continues from one utterance to the next.
 """
 
 import _ctypes
@@ -14,6 +13,7 @@ import ctypes
 import re
 import zlib
 from importlib import metadata
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -55,24 +55,18 @@ class Synthetic:
         self.card = source_card(f"{len(self.words)} synthetic words", "synthetic", *rights, version, None, True)
         self.voices, self.skipped = self._cast(speakers), []
         names = [(f"synthetic{i:04d}", split, i) for i, (split, _) in enumerate(self.voices)]
-        self.clips = [
-            Clip(f"{word}/{name}_nohash_0", word, name, *rest) for word in self.words for name, *rest in names
-        ]
+        self.clips = [Clip(f"{w}/{name}_nohash_0", w, name, *rest) for w in self.words for name, *rest in names]
 
     def _cast(self, speakers):
         """[(split, (voice, pitch, range, rate))]: the speakers, each split with variants of its own."""
         rng = np.random.default_rng([self.seed, 1])
-        variants = (Path(self.data) / "voices" / "!v").iterdir()
-        names = sorted(p.name for p in variants if not ODD.search(p.name))
-        pools = {split: [] for split in SPLITS}
-        for i, name in enumerate(rng.permutation(names).tolist()):
-            pools[SPLIT_OF_VARIANT[i % len(SPLIT_OF_VARIANT)]].append(name)
-        voices = []
+        names = sorted(p.name for p in Path(self.data, "voices/!v").iterdir() if not ODD.search(p.name))
+        names, voices = rng.permutation(names).tolist(), []
         for split, count in zip(SPLITS, speakers):
+            pool = [name for name, of in zip(names, cycle(SPLIT_OF_VARIANT)) if of == split]
             for i in range(count):
-                voice = f"{ACCENTS[rng.integers(len(ACCENTS))]}+{pools[split][i % len(pools[split])]}"
-                pitch, spread, rate = rng.uniform((25, 25, 130), (80, 75, 220))
-                voices.append((split, (voice, pitch, spread, rate)))
+                voice = f"{ACCENTS[rng.integers(len(ACCENTS))]}+{pool[i % len(pool)]}"
+                voices.append((split, (voice, *rng.uniform((25, 25, 130), (80, 75, 220)))))
         return voices
 
     def open(self, scratch):
@@ -141,10 +135,8 @@ class Synthetic:
 
 
 def to_16k(wave):
-    """22,050 Hz -> 16 kHz, exactly, in the frequency domain (441 samples become 320).
-
-    Not audio.resample: its filter gives other bits, and needs PyTorch, which packing synthetic speech does not.
-    """
+    """22,050 Hz -> 16 kHz, exactly, in the frequency domain (441 samples become 320). Not audio.resample: its filter
+    gives other bits, and needs PyTorch, which packing synthetic speech does not."""
     blocks = -(-len(wave) // 441)
     spectrum = np.fft.rfft(wave, blocks * 441)[: blocks * 160]
     return np.fft.irfft(spectrum, blocks * 320) * 320 / 441

@@ -3,7 +3,7 @@
 import difflib
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -93,38 +93,34 @@ class Config(BaseModel):
         try:
             super().__init__(**{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
         except ValidationError as e:
-            error = e.errors()[0]
-            key = error["loc"][0]
-            raise KwsError(f"config key {key} is {values[key]!r}; {_complaint(key, error)}") from None
+            key = e.errors()[0]["loc"][0]
+            errors = {error["type"]: error.get("ctx") for error in e.errors() if error["loc"][0] == key}
+            told = _complaint(Config.model_fields[key], errors)
+            raise KwsError(f"config key {key} is {values[key]!r}; {told}") from None
 
 
-def _complaint(key, error):
-    """What is wrong with a key's value, and what it must be, from pydantic's error."""
-    if error["type"] == "value_error":  # of _pair
-        return str(error["ctx"]["error"])
+def _complaint(field, errors):
+    """What a key's value must be, from pydantic's errors, {type: context}."""
+    kinds = {"int_type": "a whole number", "float_type": "a number", "string_type": "text", "list_type": "a list"}
+    kinds |= {"dict_type": "key: value pairs", "finite_number": "finite"}
     bounds = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    found = {k: getattr(m, k) for m in Config.model_fields[key].metadata for k in bounds if hasattr(m, k)}
-    if error["type"].startswith(("greater_than", "less_than")):
-        return "it must be " + " and ".join(f"{bounds[k]} {limit:.10g}" for k, limit in found.items())
-    if error["type"] == "finite_number":
-        return "it must be finite"
-    kind = Config.model_json_schema()["properties"][key]
-    kinds = [k.get("type", "") for k in kind.get("anyOf", [kind])]
-    names = {"integer": "a whole number", "number": "a number", "string": "text", "array": "a list"}
-    names["null"] = "nothing (null)"
-    if "enum" in kind:
-        return "it must be one of " + ", ".join(kind["enum"][:-1]) + " or " + kind["enum"][-1]
-    return "it must be " + " or ".join(names.get(k, "key: value pairs") for k in kinds)
+    if "value_error" in errors:  # of _pair or _options
+        return str(errors["value_error"]["error"])
+    if "literal_error" in errors:
+        return "it must be one of " + errors["literal_error"]["expected"].replace("'", "")
+    if must := [kinds[kind] for kind in errors if kind in kinds]:
+        return "it must be " + " or ".join(must + ["nothing (null)"] * (type(None) in get_args(field.annotation)))
+    limits = [f"{bounds[k]} {getattr(m, k):.10g}" for m in field.metadata for k in bounds if hasattr(m, k)]
+    return "it must be " + " and ".join(limits)
 
 
 def refuse_unknown(values, where):
     """Raise a KwsError that names the closest known key, if a key is unknown."""
     known = list(Config.model_fields)
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
-            raise KwsError(f"{where} has an unknown key {key!r}; {hint}")
+    if unknown := [key for key in values if key not in known]:
+        close = difflib.get_close_matches(str(unknown[0]), known, 1)
+        hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+        raise KwsError(f"{where} has an unknown key {unknown[0]!r}; {hint}")
 
 
 def parse_yaml(text):
@@ -152,15 +148,12 @@ def read_yaml(path, what, where):
 
 
 def load_config(path=None, **overrides):
-    """Config from a YAML file or the name of a recipe, such as "mamba_light", then `overrides`.
-
-    Raises KwsError for a file that is missing or broken, an unknown key or a wrong value.
-    """
-    values = {}
+    """Config from a YAML file or the name of a recipe, such as "mamba_light", then `overrides`. Raises KwsError for a
+    file that is missing or broken, an unknown key or a wrong value."""
+    values, named = {}, RECIPES / f"{path}.yaml"
     if path is not None:
-        file, named = Path(path), RECIPES / f"{path}.yaml"
         recipes = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
-        file = named if not file.is_file() and len(file.parts) == 1 and named.is_file() else file
+        file = named if named.is_file() and not Path(path).is_file() else path
         values = read_yaml(file, "config", f"give a file, or one of the recipes {recipes}")
         refuse_unknown(values, f"config {path}")
     return Config(**{**values, **overrides})

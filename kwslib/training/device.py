@@ -14,6 +14,7 @@ class Place:
 
     def __init__(self, config):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.first = self.rank == 0  # the process that writes and speaks
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         self.device = pick_device(config.device)
@@ -22,11 +23,6 @@ class Place:
         if config.threads:
             torch.set_num_threads(config.threads)
         self.bf16 = pick_precision(config.precision, self.device)
-
-    @property
-    def first(self):
-        """Whether this process is the one that writes and speaks."""
-        return self.rank == 0
 
     def autocast(self):
         """The context of a forward pass."""
@@ -47,15 +43,14 @@ class Place:
         if self.world > 1:
             dist.barrier()
 
-    def say(self, text):
+    def say(self, text, file=None):
         """Print what every run of this recipe says."""
         if self.first:
-            print(text, flush=True)
+            print(text, file=file, flush=True)
 
     def note(self, text):
         """Print what depends on the machine and the moment, to stderr: notebooks are kept without it."""
-        if self.first:
-            print(text, file=sys.stderr, flush=True)
+        self.say(text, sys.stderr)
 
 
 def leave():
