@@ -17,11 +17,11 @@ def parser_of(name, description, **options):
     return argparse.ArgumentParser(f"kws {name}", description=description, allow_abbrev=False, **options)
 
 
-def model_parser(name, description):
-    """A parser with what `test` and `predict` share."""
+def model_parser(name, description, **checkpoint):
+    """A parser of what `test`, `predict` and `bench` share; `checkpoint`: options of that argument."""
     parser = parser_of(name, description)
     where = "checkpoint file, the folder that holds model.safetensors, or a pretrained name such as mamba_light"
-    parser.add_argument("checkpoint", help=where)
+    parser.add_argument("checkpoint", help=where, **checkpoint)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
     return parser
 
@@ -125,12 +125,10 @@ def bench(argv=None):
     from kwslib.machine import threads
     from kwslib.spotter import load
 
-    parser = parser_of("bench", bench.__doc__)
-    parser.add_argument("checkpoint", nargs="?", default=argparse.SUPPRESS, help=CHECKPOINT)
+    parser = model_parser("bench", bench.__doc__, nargs="?", default=argparse.SUPPRESS)
     parser.add_argument("--model-path", dest="checkpoint", required=False, help="the same, as an option")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64], help="clips in a batch (default 1 8 64)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, torch.get_num_threads()], help="default: 1, all")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
     a = parser.parse_args(argv)
     if a.checkpoint is None:
         raise KwsError("no checkpoint is given; name one, as in: kws bench mamba_light")
