@@ -5,8 +5,8 @@ again beside it as `.json` for people to read. The checkpoints that come with kw
 """
 
 import json
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -65,28 +65,19 @@ def find_checkpoint(path):
     raise KwsError(f"checkpoint {path} does not exist; train one with kws train, or load one of {names} by name")
 
 
-class Pretrained(NamedTuple):
-    """A model that `kwslib.load(name)` loads. words: its labels. accuracy: the share of right answers on the `n` test
-    clips of those words, with its 95 % interval. licence: of the weights; data_licence: of what they were trained on.
-    """
-
-    name: str
-    words: list[str]
-    accuracy: float
-    interval: list[float]
-    n: int
-    licence: str
-    data_licence: str
-
-
 def pretrained():
-    """The models that come with kwslib, a list of `Pretrained`."""
-    found = []
-    for path in sorted(PRETRAINED.glob("*.json")):
-        card = read_json(path, "model card")
-        test = [card["test"][key] for key in ("accuracy", "interval", "n")]
-        found.append(Pretrained(path.stem, card["labels"], *test, card["licence"], card["corpus"]["licence"]))
-    return found
+    """The models that come with kwslib, a list of entries with name, words, accuracy, interval, n, licence, data_licence.
+
+    accuracy: the share of right answers on the `n` test clips of those words, with its 95 % interval. licence: of the
+    weights; data_licence: of the recordings that they were trained on. `kwslib.load(name)` loads one.
+    """
+    cards = {path.stem: read_json(path, "model card") for path in sorted(PRETRAINED.glob("*.json"))}
+    kinds = ("accuracy", "interval", "n")
+    Entry = namedtuple("Pretrained", ("name", "words", *kinds, "licence", "data_licence"))
+    return [
+        Entry(name, card["labels"], *(card["test"][k] for k in kinds), card["licence"], card["corpus"]["licence"])
+        for name, card in cards.items()
+    ]
 
 
 def frontend_of(config):
