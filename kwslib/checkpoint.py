@@ -44,8 +44,7 @@ def read_tensors(path, key, broken, remedy):
 def read_checkpoint(path):
     """(weights, card) of a checkpoint: its file, the folder that holds `model.safetensors`, or a pretrained name.
 
-    Raises KwsError where there is no such file, or it is not a checkpoint of kwslib.
-    """
+    Raises KwsError where there is no such file, or it is not a checkpoint of kwslib."""
     file = find_checkpoint(path)
     broken = f"checkpoint {file} is not a readable safetensors file"
     weights, card = read_tensors(file, "kwslib", broken, "and fetch or train it again")
@@ -69,8 +68,7 @@ def pretrained():
     """The models that come with kwslib, a list of entries with name, words, accuracy, interval, n, licence, data_licence.
 
     accuracy: the share of right answers on the `n` test clips of those words, with its 95 % interval. licence: of the
-    weights; data_licence: of the recordings that they were trained on. `kwslib.load(name)` loads one.
-    """
+    weights; data_licence: of the recordings that they were trained on. `kwslib.load(name)` loads one."""
     cards = {path.stem: read_json(path, "model card") for path in sorted(PRETRAINED.glob("*.json"))}
     kinds = ("accuracy", "interval", "n")
     Entry = namedtuple("Pretrained", ("name", "words", *kinds, "licence", "data_licence"))
@@ -114,8 +112,7 @@ class TrainedModel:
 def load_model(path, device="cpu", kind=TrainedModel):
     """The trained model, of class `kind`, of a checkpoint (see `read_checkpoint`).
 
-    Raises KwsError where there is no checkpoint, or its weights and its card are of different models.
-    """
+    Raises KwsError where there is no checkpoint, or its weights and its card are of different models."""
     weights, card = read_checkpoint(path)
     if card["model"] not in MODELS:
         raise KwsError(f"checkpoint {path} is of model {card['model']!r}, which this version of kwslib lacks")

@@ -26,8 +26,7 @@ def evaluate(checkpoint, corpus, results, profile=None, device="cpu"):
 
     Its headline goes to `<results>/metrics/`, the history beside the checkpoint to `<results>/history/`: these are the
     same on every run. What depends on the machine and the moment goes to `<results>/timing/`. Returns the result (see
-    docs/extending.md). Raises KwsError where the training is not finished, or the labels are not the corpus's.
-    """
+    docs/extending.md). Raises KwsError where the training is not finished, or the labels are not the corpus's."""
     spotter, corpus, results = load_model(checkpoint, device), load_corpus(corpus), Path(results)
     card, recipe, labels = spotter.card, spotter.card.get("recipe"), spotter.labels
     if not card.get("finished"):

@@ -31,8 +31,7 @@ def speaker_interval(correct, speakers, level=0.95, draws=2000, seed=0):
 def report(targets, predictions, speakers, labels):
     """The `test` entry of a result file: n, speakers, accuracy, interval, macro_f1, per_word, confusion.
 
-    A word that is never predicted has precision 0. macro_f1 averages over the words that have test clips.
-    """
+    A word that is never predicted has precision 0. macro_f1 averages over the words that have test clips."""
     targets, predictions = np.asarray(targets), np.asarray(predictions)
     confusion = confusion_matrix(targets, predictions, len(labels))
     hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)

@@ -32,8 +32,7 @@ class KeywordSpotter(TrainedModel):
 
         A recording of less than a second is padded with zeros, which the mean over time leaves out. A longer one is cut
         into one-second windows that start a quarter of a second apart; the most confident window gives the answer.
-        Files are read a minute at a time. Raises KwsError, in one sentence, for what is not a recording.
-        """
+        Files are read a minute at a time. Raises KwsError, in one sentence, for what is not a recording."""
         if isinstance(wave, (list, tuple)) and any(isinstance(w, (str, os.PathLike)) for w in wave):
             return [self.predict(w, sample_rate) for w in wave]
         windows, best = cut(recording(wave, sample_rate)), None

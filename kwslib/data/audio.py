@@ -41,8 +41,7 @@ def to_mono(samples, name="the wave"):
     """Samples (n,), (channels, n) or (n, channels) -> float32 (n,), finite, on the scale [-1, 1]. Raises Unreadable.
 
     samples: an array or tensor of floats in [-1, 1], int16, int32 or uint8, or a list of floats. The longer side is
-    time: torchaudio puts channels first, soundfile last.
-    """
+    time: torchaudio puts channels first, soundfile last."""
     if hasattr(samples, "detach"):  # a tensor, wherever it is and whatever its gradient
         samples = samples.detach().cpu()
         samples = samples.float() if samples.is_floating_point() else samples

@@ -20,8 +20,7 @@ class Augment:
     added white noise, on the scale [-1, 1]. stretch: (low, high) tempo at unchanged pitch; one tempo is drawn per call,
     because the phase vocoder is a batched operation. speed: (low, high) playing speed, which changes pitch too, drawn
     per clip (Ko et al. 2015). background: int16 or float samples (n,) to mix in with probability background_probability
-    at a signal-to-noise ratio drawn from background_snr = (low, high) dB.
-    """
+    at a signal-to-noise ratio drawn from background_snr = (low, high) dB."""
 
     def __init__(
         self, shift_ms=0.0, noise=None, stretch=None, background=None, background_snr=None,
@@ -118,8 +117,7 @@ def white(seeds, size, device):
     """Standard normal noise (B, size): each row a function of its own seed alone, wherever it is computed.
 
     A counter-based hash (Jarzynski & Olano 2020, "pcg") and the Box-Muller transform: a generator for each clip would
-    be a Python loop.
-    """
+    be a Python loop."""
     half = (size + 1) // 2
     counter = torch.arange(2 * half, device=device, dtype=torch.int64)
     x = _hash(_hash(seeds.to(device)[:, None]) + counter)
@@ -137,8 +135,7 @@ def _hash(x):
 class SpecMask:
     """SpecAugment masks on normalised features (B, T, F), filled with their mean, zero.
 
-    freq, time: (number of masks, largest width in bands or frames); widths are uniform from 0 to the largest.
-    """
+    freq, time: (number of masks, largest width in bands or frames); widths are uniform from 0 to the largest."""
 
     def __init__(self, freq=(0, 0), time=(0, 0)):
         self.freq, self.time = freq, time

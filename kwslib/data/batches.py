@@ -33,8 +33,7 @@ class Batches:
     """A split on a device, as batches of (inputs (B, T, F), targets (B,), lengths (B,)).
 
     Every epoch's order and augmentation are functions of (seed, epoch) alone. With `world` processes,
-    process `rank` gets its share of each batch.
-    """
+    process `rank` gets its share of each batch."""
 
     def __init__(
         self, split, frontend, normalise, batch_size, device="cpu", augment=None, mask=None, seed=0, rank=0, world=1
@@ -86,8 +85,7 @@ class SpeechCommands(Dataset):
     their first second or padded with zeros to one. augment: None or an `Augment`. frontend: a `WaveToSpec`, or that
     followed by `Normalise` in an `nn.Sequential`. Raises KwsError for anything else.
 
-    labels: the names of the classes, where data has them, else None.
-    """
+    labels: the names of the classes, where data has them, else None."""
 
     def __init__(self, data, augment, frontend, split="training", task="all"):
         if isinstance(data, (str, os.PathLike)):

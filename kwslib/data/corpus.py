@@ -77,8 +77,7 @@ def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **optio
     source: "synthetic" (options speakers, snr; see synthetic.Synthetic), "speech_commands" (downloaded to the folder
     that `out` is in; options url, md5, sha256), or a folder, zip or tar of word folders. words: take only these.
     strict: refuse unreadable clips, which are otherwise skipped and listed in the card. Returns at once where `out`
-    already holds this corpus. Raises KwsError.
-    """
+    already holds this corpus. Raises KwsError."""
     out = Path(out)
     partial = out.with_name(out.name + ".partial")
     words = sorted(set(words)) if words else None

@@ -19,8 +19,7 @@ class WaveToSpec(nn.Module):
 
     `kind` is "mel" (dB, F = n_mels) or "mfcc" (F = n_mfcc). T = 1 + N // hop_length: windows are
     centred on multiples of the hop, with zeros beyond both ends, so that a clip's frames do not
-    depend on how much padding follows it except through the last window.
-    """
+    depend on how much padding follows it except through the last window."""
 
     def __init__(self, n_mels=128, n_fft=2048, hop_length=256, kind="mel", n_mfcc=40, top_db=80.0):
         super().__init__()

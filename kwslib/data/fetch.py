@@ -22,8 +22,7 @@ def progress(total, what, done=0, unit="clip"):
 def fetch(url, path, checksums):
     """Download `url` to `path` unless it is there already; verify it either way. Raises KwsError.
 
-    checksums: {kind: hex digest}. Until it is verified, the file is called `<path>.part`.
-    """
+    checksums: {kind: hex digest}. Until it is verified, the file is called `<path>.part`."""
     part = path if path.exists() else download(url, path.with_name(path.name + ".part"))
     for kind, right in checksums.items():
         if (found := file_hash(part, kind=kind)) != right:

@@ -70,8 +70,7 @@ def select(corpus, task, split, seed=0):
 
     `_unknown_` and `_silence_` each add ceil(10 %) of the number of wanted clips, as TensorFlow's
     speech_commands/input_data.py does: unknown words drawn without repeats, silence as one-second cuts of
-    background noise at a gain drawn from U(0, 1); both follow from `seed` and the split. Raises KwsError.
-    """
+    background noise at a gain drawn from U(0, 1); both follow from `seed` and the split. Raises KwsError."""
     if split not in SPLITS:
         raise KwsError(f"split {split!r} is not known; give {', '.join(SPLITS)}")
     if corpus.waves.shape[1:] != (CLIP,):

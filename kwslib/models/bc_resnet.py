@@ -23,8 +23,7 @@ class BCResBlock(nn.Module):
     """Broadcasted residual block (Kim et al. 2021, section 2.2): y = x + f2(x) + broadcast(f1(mean over frequency)).
 
     f2 is a depthwise convolution over frequency, f1 a depthwise one over time on the mean of all
-    frequencies. A transition block (c_in != c_out) changes the width, and has no identity path.
-    """
+    frequencies. A transition block (c_in != c_out) changes the width, and has no identity path."""
 
     def __init__(self, c_in, c_out, dilation, stride=1):
         super().__init__()

@@ -16,8 +16,7 @@ def count_parameters(model):
 def macs_of(*kinds):
     """Decorate a function (module, input, output) -> multiply-accumulates that are not those of layers inside it.
 
-    Every kind of module with parameters of its own needs one, as does what multiplies activations with each other.
-    """
+    Every kind of module with parameters of its own needs one, as does what multiplies activations with each other."""
 
     def add(count):
         _COUNTERS.update(dict.fromkeys(kinds, count))
@@ -40,8 +39,7 @@ def count_macs(model, inputs):
     """Multiply-accumulates of one forward pass of `inputs` (1, T, F), in evaluation mode.
 
     Raises KwsError for a layer that has parameters and that nothing is known of. PyTorch's FlopCounterMode gives the
-    same for matrix products, and takes seconds to import.
-    """
+    same for matrix products, and takes seconds to import."""
     macs, hooks, training = [], [], model.training
     try:
         for module in model.modules():

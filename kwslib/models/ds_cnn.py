@@ -13,8 +13,7 @@ class DSCNN(nn.Module):
     """DS-CNN Large (Zhang et al. 2017, "Hello Edge", table 8): 276 channels; 10 MFCC of 40 ms every 20 ms.
 
     The published 497.6 KB are a byte for each of 410,700 weights at 12 classes (batch norm folded into biases)
-    and for the two largest neighbouring maps of a second, 276 × 25 × 10 and 276 × 13 × 5.
-    """
+    and for the two largest neighbouring maps of a second, 276 × 25 × 10 and 276 × 13 × 5."""
 
     def __init__(self, n_classes=35, channels=276):
         super().__init__()

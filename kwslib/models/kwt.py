@@ -13,8 +13,7 @@ class KWT(nn.Module):
     """Keyword Transformer 1 (Berg et al. 2021, table 1): d 64, 12 post-norm layers, one head, a class token.
 
     Attention compares every pair of frames: the O(T²) model of the length benchmark. Learned positions cover `frames`
-    frames; later ones share the last, so that a clip's logits do not depend on its padding.
-    """
+    frames; later ones share the last, so that a clip's logits do not depend on its padding."""
 
     def __init__(self, n_classes=35, d_model=64, n_layers=12, n_heads=1, frames=98, n_features=40):
         super().__init__()

@@ -22,8 +22,7 @@ from kwslib.scan import BACKENDS, selective_scan
 class Mamba(nn.Module):
     """Selective state-space mixer: (b, l, d_model) -> (b, l, d_model), causal, cost linear in l.
 
-    scan_backend: a name in `kwslib.scan.BACKENDS`, or None for the one in use.
-    """
+    scan_backend: a name in `kwslib.scan.BACKENDS`, or None for the one in use."""
 
     def __init__(
         self, d_model, d_state=16, d_conv=4, expand=2, dt_rank="auto", dt_min=0.001, dt_max=0.1, dt_init_floor=1e-4,
@@ -55,8 +54,7 @@ class Mamba(nn.Module):
         """(b, l, d_model) -> the same, or (y, state) where `return_state` is set.
 
         state: what an earlier call returned, to go on where it ended, in chunks of any length; None at the start.
-        It is a pair: the convolution's last inputs (b, d_conv - 1, d) and the scan's state (b, d, n).
-        """
+        It is a pair: the convolution's last inputs (b, d_conv - 1, d) and the scan's state (b, d, n)."""
         past, h = (None, None) if state is None else state
         u, z = self.in_proj(x).chunk(2, dim=-1)
         u, past = self.convolve(u, past)
@@ -70,8 +68,7 @@ class Mamba(nn.Module):
     def step(self, x, state=None):
         """One frame (b, d_model) and the carried state -> (y (b, d_model), state): constant time and memory a frame.
 
-        Gives what `forward` gives at that frame. `mamba_ssm` keeps d_conv inputs where d_conv - 1 are enough.
-        """
+        Gives what `forward` gives at that frame. `mamba_ssm` keeps d_conv inputs where d_conv - 1 are enough."""
         y, state = self(x[:, None], state, return_state=True)
         return y[:, 0], state
 
@@ -79,8 +76,7 @@ class Mamba(nn.Module):
         """Depthwise causal convolution over time as d_conv shifted products: (b, l, d) -> (b, l, d), last inputs.
 
         At a kernel of four this beats conv1d on a CPU and needs no transpose to (b, d, l). past: the inputs before,
-        (b, d_conv - 1, d), or None for zeros.
-        """
+        (b, d_conv - 1, d), or None for zeros."""
         length = u.shape[1]
         padded = F.pad(u, (0, 0, self.d_conv - 1, 0)) if past is None else torch.cat([past.to(u.dtype), u], 1)
         weight, y = (t.to(u.dtype) for t in (self.conv1d.weight, self.conv1d.bias))  # (d, 1, d_conv), (d,)

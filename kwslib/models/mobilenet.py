@@ -11,8 +11,7 @@ from kwslib.models.registry import register
 class MobileNetV2KWS(nn.Module):
     """torchvision's MobileNetV2 on a one-channel image, (B, T, F) or (B, 1, F, T) as `collate_image` gives it.
 
-    Of width 0.75 (trained for the paper, 1,399,827 parameters at 35 classes) or 0.35 (440,675).
-    """
+    Of width 0.75 (trained for the paper, 1,399,827 parameters at 35 classes) or 0.35 (440,675)."""
 
     def __init__(self, n_classes=35, width=0.75, dropout=0.2):
         super().__init__()

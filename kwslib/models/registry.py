@@ -26,8 +26,7 @@ def register(name, *, features, label, short=None, passes_to=None, **defaults):
     """Decorate a class or function (n_classes=35, option=…) to be model `name`; several names may share one.
 
     defaults: options in which this model differs from the signature. passes_to: the class whose keyword arguments
-    are options, too, where the function takes them as `**more`.
-    """
+    are options, too, where the function takes them as `**more`."""
 
     def add(make):
         if name in MODELS:
@@ -48,8 +47,7 @@ def _defaults(make):
 def build(name, n_classes=35, **options):
     """Model `name` of MODELS with fresh weights; options such as d_model override its own.
 
-    Raises KwsError for an unknown name or option, and for values that no model can be built with.
-    """
+    Raises KwsError for an unknown name or option, and for values that no model can be built with."""
     if name not in MODELS:
         raise KwsError(f"model {name!r} is unknown; it must be one of {', '.join(MODELS)}")
     model = MODELS[name]

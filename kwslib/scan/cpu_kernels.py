@@ -41,8 +41,7 @@ class Work(ctypes.Structure):
     """One pass over a batch; what is not a Sequence is a number or a contiguous tensor's address, 0 if absent.
 
     A thread does tasks first, first + stride, … below `tasks`; where `thread_number` and `thread_count` are addresses
-    of OpenMP's functions, these two say its first and its stride. Each task has `rows` rows of scratch memory.
-    """
+    of OpenMP's functions, these two say its first and its stride. Each task has `rows` rows of scratch memory."""
 
     _fields_ = [
         *_int64("tasks thread_number thread_count first stride clip_parts block_parts batch length channels state"),

@@ -17,8 +17,7 @@ def scan_operator(name, forward_pass, backward_pass, chunk):
 
     forward_pass(nine tensors, softplus, keep) returns new_outputs(u, A, keep, chunk), filled in. backward_pass(nine
     tensors, softplus, kept, grad_y, grad_last or None) returns the gradients of the nine tensors, each contiguous and
-    of its tensor's shape and dtype; an empty one for each that is absent.
-    """
+    of its tensor's shape and dtype; an empty one for each that is absent."""
 
     class Scan(torch.autograd.Function):
         forward = staticmethod(forward_pass)

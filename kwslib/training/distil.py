@@ -12,8 +12,7 @@ def soft_targets(teachers, split, share, temperature, device="cpu"):
 
     teachers: paths of checkpoints, of any models. split: a `kwslib.data.tasks.Split`. The teachers hear each clip as it
     is, once; their softmax at `temperature` is averaged (Hinton, Vinyals and Dean 2015, arXiv 1503.02531, section 2).
-    Raises KwsError where a teacher has other labels.
-    """
+    Raises KwsError where a teacher has other labels."""
     taught = torch.zeros(len(split.targets), len(split.labels))
     for path in teachers:
         teacher = load_model(path, device)
