@@ -1,8 +1,7 @@
 """Checkpoints, one safetensors file each and never a pickle, and the trained model that one makes.
 
 A checkpoint's JSON card (model, labels, features, normalisation, corpus checksum, recipe) is in the file's header, and
-again beside it as `.json` for people to read. The checkpoints that come with kwslib are known by their bare names.
-"""
+again beside it as `.json` for people to read. The checkpoints that come with kwslib are known by their bare names."""
 
 import json
 from collections import namedtuple
@@ -65,7 +64,7 @@ def find_checkpoint(path):
 
 
 def pretrained():
-    """The models that come with kwslib, a list of entries with name, words, accuracy, interval, n, licence, data_licence.
+    """The models that come with kwslib: entries with name, words, accuracy, interval, n, licence and data_licence.
 
     accuracy: the share of right answers on the `n` test clips of those words, with its 95 % interval. licence: of the
     weights; data_licence: of the recordings that they were trained on. `kwslib.load(name)` loads one."""

@@ -125,13 +125,11 @@ def bench(argv=None):
     from kwslib.machine import threads
     from kwslib.spotter import load
 
-    parser = model_parser("bench", bench.__doc__, nargs="?", default=argparse.SUPPRESS)
-    parser.add_argument("--model-path", dest="checkpoint", required=False, help="the same, as an option")
+    parser = model_parser("bench", bench.__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64], help="clips in a batch (default 1 8 64)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, torch.get_num_threads()], help="default: 1, all")
-    a = parser.parse_args(argv)
-    if a.checkpoint is None:
-        raise KwsError("no checkpoint is given; name one, as in: kws bench mamba_light")
+    argv = sys.argv[1:] if argv is None else argv
+    a = parser.parse_args([x for x in argv if x != "--model-path"])  # the checkpoint was an option once
     spotter = load(a.checkpoint, a.device)
     for count, size in itertools.product(dict.fromkeys(a.threads), a.batch):
         timer = timeit.Timer(partial(lambda waves: spotter.logits(waves).cpu(), torch.randn(size, CLIP) * 0.1))

@@ -2,8 +2,7 @@
 
     kws test checkpoints/subset/mamba_mel_small-0 --corpus data/subset --out results/subset
 
-Nothing before this file touches the test split: training selects on validation.
-"""
+Nothing before this file touches the test split: training selects on validation."""
 
 import shutil
 from pathlib import Path

@@ -1,8 +1,7 @@
 """Errors in one sentence, and files that are never half-written.
 
 Whatever a person can get wrong ends in a `KwsError`, which `cli` prints as one line on stderr (as it does a full disk
-or a folder that is not writable). Every file is written through `replacing`, so that it is whole or absent.
-"""
+or a folder that is not writable). Every file is written through `replacing`, so that it is whole or absent."""
 
 import csv
 import errno

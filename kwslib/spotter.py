@@ -56,15 +56,10 @@ def recording(wave, sample_rate):
         return
     if not Path(wave).exists():
         raise KwsError(f"{wave} does not exist; give the path of an audio file")
-    blocks = stream(wave)
-    while True:
-        try:
-            block = next(blocks, None)
-        except Unreadable as e:
-            raise KwsError(f"{wave} cannot be read as audio ({e}); give a whole wav, flac, ogg or mp3 file") from None
-        if block is None:
-            return
-        yield to_mono(block, str(wave))
+    try:
+        yield from (to_mono(block, "it") for block in stream(wave))
+    except Unreadable as e:
+        raise KwsError(f"{wave} cannot be read as audio ({e}); give a whole wav, flac, ogg or mp3 file") from None
 
 
 def cut(blocks):

@@ -1,7 +1,6 @@
 """Sound as samples: decoding, resampling, levels, cutting, shifting and mixing, each in one place.
 
-PyTorch is imported where it is needed: packing's workers load it only for a clip that must be resampled.
-"""
+PyTorch is imported where it is needed: packing's workers load it only for a clip that must be resampled."""
 
 import io
 import os

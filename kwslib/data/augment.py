@@ -2,8 +2,7 @@
 
 Drawing and applying are separate, so that the same draw gives the same clip alone or in a batch: `draw(n, samples)`
 returns one row of numbers per clip, `apply(waves, draw)` uses them. Sources: the paper's recipes (shift, noise,
-stretch); Warden 2018, section 5.10 (shift and background noise); Park et al. 2019, SpecAugment (masks), section 2.
-"""
+stretch); Warden 2018, section 5.10 (shift and background noise); Park et al. 2019, SpecAugment (masks), section 2."""
 
 import torch
 import torch.nn.functional as F

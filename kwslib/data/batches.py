@@ -2,8 +2,7 @@
 
 `Batches` keeps a split's waveforms on the device as int16 and makes features there: no Python per clip and no worker
 processes. `SpeechCommands`, `collate_seq` and `collate_image` are the interface that the paper's README shows; they
-give the same numbers, slower.
-"""
+give the same numbers, slower."""
 
 import operator
 import os

@@ -3,8 +3,7 @@
 A corpus folder holds `waves.npy` (int16, clips x 16,000, shorter clips padded with zeros), `index.csv` (path, word,
 speaker, split, samples), `noise.npy` (all background noise end to end) and `card.json` (source, licence, checksums,
 counts). `pack` decodes every file once and appends the clips in order to `<out>.partial/waves.npy`, with one line in a
-journal per clip; a run that was killed continues after its last line and ends with the same bytes.
-"""
+journal per clip; a run that was killed continues after its last line and ends with the same bytes."""
 
 import fcntl
 import json

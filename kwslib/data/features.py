@@ -3,8 +3,7 @@
 Symbols: B clips, N samples, T = 1 + N // hop frames, F mel bands or cepstra. The paper's features (its README): 16 kHz,
 n_fft 2048, hop 256, 128 mels, power spectrum in dB with 80 dB of range below each clip's own maximum; the MFCC are the
 first 40 cepstra of the same mels. Features are normalised with one mean and one standard deviation, measured over the
-training split.
-"""
+training split."""
 
 import torch
 import torchaudio.functional as AF

@@ -3,8 +3,7 @@
 A source has a `card` (what it is, its licence, its checksum), `open(scratch)`, after which `clips` lists all clips and
 `skipped` the files that are none, `decode(clip)`, called in worker processes, and `noise()`. Archives are never
 unpacked: clips are read from the zip (a tar, which has no random access when it is compressed, is first copied to one).
-`synthetic.py` is another source.
-"""
+`synthetic.py` is another source."""
 
 import hashlib
 import lzma
@@ -66,7 +65,7 @@ class Folder:
 
     def __init__(self, path, words=None):
         self.path, self.words, self.skipped = Path(path), words, []
-        if not self.path.exists():
+        if not (path and self.path.exists()):
             raise KwsError(f"source {path} does not exist; give a folder, a zip or a tar of word folders")
         self.archive, name = self.path.is_file(), self.path.name
         if self.archive:

@@ -5,8 +5,7 @@ splits. Every clip has its own jitter, room, microphone, coloured noise, level a
 follows from the seed, whatever the number of workers.
 
 espeak-ng is GPL and keeps its state in global variables: it is called by ctypes, in worker processes only, and loaded
-again for every clip (0.3 ms), because its pitch flutter continues from one utterance to the next.
-"""
+again for every clip (0.3 ms), because its pitch flutter continues from one utterance to the next."""
 
 import _ctypes
 import ctypes

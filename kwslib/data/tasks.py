@@ -2,8 +2,7 @@
 
 Tasks: "all" (every word of the corpus), "v2-35" (the 35 words of Speech Commands V2), "v2-12" (ten commands,
 `_unknown_`, `_silence_`; Warden 2018, arXiv 1804.03209, section 7) or a list of words, in which `_unknown_`
-stands for all other words of the corpus and `_silence_` for background noise alone.
-"""
+stands for all other words of the corpus and `_silence_` for background noise alone."""
 
 import math
 from dataclasses import dataclass

@@ -8,8 +8,7 @@
 
 A new model is one new file here, with `@register` above its class, and one recipe. Every module is imported with
 the package, so that its models are known. Touch what draws initial weights, or its order, and no trained number
-can be reproduced any more.
-"""
+can be reproduced any more."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,7 +1,6 @@
 """Layers that several models share: padding masks, front-ends, the classifier.
 
-B clips    T frames    F mel bands or cepstra    d  d_model
-"""
+B clips    T frames    F mel bands or cepstra    d  d_model"""
 
 import torch
 import torch.nn.functional as F

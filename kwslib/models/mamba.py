@@ -5,8 +5,7 @@
                  └─ z ──────────────────────────────────────────────────────────────────┘ (gate)
 
 Symbols: b batch, l length, d = d_inner channels, n = d_state. State dicts move to and from `mamba_ssm.Mamba` (version
-1, its defaults) without a change.
-"""
+1, its defaults) without a change."""
 
 import math
 

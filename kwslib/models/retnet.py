@@ -4,8 +4,7 @@ Per head h with decay γ_h:      parallel:   Y = (Q Kᵀ ⊙ D) V,  D_nm = γ_h^
                                 recurrent:  S_n = γ_h S_{n-1} + k_nᵀ v_n,   y_n = q_n S_n            (eq. 6)
 Both give the same numbers only if nothing beside them looks across time. The published code normalises
 groups over channels *and* time, which makes every frame depend on the future; here every frame is
-normalised on its own (`FrameGroupNorm`), which leaves the parameters as they are and makes the forms equal.
-"""
+normalised on its own (`FrameGroupNorm`), which leaves the parameters as they are and makes the forms equal."""
 
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,6 @@
 """The paper's Mamba spotters, and Mamba-Light, our own: a front-end, Mamba blocks, and a mean over time.
 
-All take the options of the mixer, too: d_state, d_conv, expand, …, scan_backend (see `Mamba`).
-"""
+All take the options of the mixer, too: d_state, d_conv, expand, …, scan_backend (see `Mamba`)."""
 
 from functools import partial
 

@@ -6,8 +6,7 @@
     triton.py         the fused scan for GPUs
 
 Imports nothing else of kwslib: copy the folder into another project, rename the imports, and it works.
-A change here must leave the results equal bit for bit, or every trained number of the repository is out of date.
-"""
+A change here must leave the results equal bit for bit, or every trained number of the repository is out of date."""
 
 from kwslib.scan.reference import BACKENDS, reference_scan, selective_scan, use_backend
 

@@ -3,8 +3,7 @@
 The work is cut into as many tasks as PyTorch has threads, by clips, then by blocks of channels. Where several tasks add
 to the same gradient each has its own copy, and the copies are summed in order: results do not depend on timing. The
 tasks run on PyTorch's own OpenMP threads: these spin for a while after every operation, and would compete with threads
-of ours for the cores. Where that is impossible (another OpenMP, a forked child) Python threads run them.
-"""
+of ours for the cores. Where that is impossible (another OpenMP, a forked child) Python threads run them."""
 
 import ctypes
 import functools

@@ -10,8 +10,7 @@ cache, as the paper's kernel keeps them in the GPU's SRAM (Section 3.3.2, Append
 - Backward needs the states again. Forward keeps h at the start of every CHUNK of steps; backward goes through the
   chunks from the last to the first and recomputes the states of one at a time.
 
-cpu.py calls the two teams at the end; what it passes to them is one record, `Work`.
-"""
+cpu.py calls the two teams at the end; what it passes to them is one record, `Work`."""
 
 import ctypes
 import functools

@@ -3,8 +3,7 @@
 The scalar functions are free of branches, so that loops over a row become vector code.
 
 Numba caches the compiled kernels beside cpu_kernels.py and checks that file alone to see whether they are up to date:
-after a change here, touch it.
-"""
+after a change here, touch it."""
 
 import numpy as np
 from numba import njit

@@ -1,8 +1,7 @@
 """What the fused scans have in common: a forward and a backward pass made one differentiable operator.
 
 Under torch.compile and torch.export a scan is the operator `kwslib::<name>`; called directly it goes around the
-operator's dispatch, which costs as much as the scan of one short clip.
-"""
+operator's dispatch, which costs as much as the scan of one short clip."""
 
 from functools import partial
 

@@ -24,8 +24,7 @@ Exp(ΔA) is Equation 4's zero-order hold for A; for B its first-order form, Δ B
     h           initial_state   (b, d, n)   h before the first step; last_state is h after the last one
 
 Names and meanings are those of `selective_scan_fn` in the authors' package mamba_ssm, for real A and time-dependent B
-and C; where that is installed, its kernel is a backend, too. The plain loop is what all others are tested against.
-"""
+and C; where that is installed, its kernel is a backend, too. The plain loop is what all others are tested against."""
 
 import os
 from contextlib import contextmanager

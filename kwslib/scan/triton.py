@@ -13,8 +13,7 @@ time stays sequential and clips and channels give the parallelism.
 - Forward keeps h at the start of every CHUNK of steps; backward recomputes a chunk's states into registers. Long
   sequences work, but gain nothing from the GPU's width; they need N/CHUNK floats kept for every number in u.
 
-Gradients that several programs add to are written apart and summed in order: the same inputs give the same bits.
-"""
+Gradients that several programs add to are written apart and summed in order: the same inputs give the same bits."""
 
 import torch
 import triton

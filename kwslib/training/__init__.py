@@ -1,8 +1,7 @@
 """Training: a checked recipe (config), the loop that follows it (loop), optimizers and learning rates (optim), how a
 killed run continues (resume), one process or several (device), and teachers (distil).
 
-A change here may change every result: `make prove` shows whether it does.
-"""
+A change here may change every result: `make prove` shows whether it does."""
 
 
 def __getattr__(name):

@@ -6,8 +6,7 @@
 
 `out` holds `model.safetensors` with `model.json`, the best weights on validation so far; `history.csv`; `timing.json`;
 and while the run lasts `resume.safetensors`. Kill it at any moment: the same command continues after the last whole
-epoch and, on the CPU, ends with the same bits. All randomness is a function of (seed, epoch).
-"""
+epoch and, on the CPU, ends with the same bits. All randomness is a function of (seed, epoch)."""
 
 import math
 import sys

@@ -83,11 +83,11 @@ class Run:
         save_tensors(path, {f"{part}.{k}": v for part, tensors in parts.items() for k, v in tensors.items()}, run=run)
 
     def load(self, path):
-        """Continue from what `save` wrote. False where there is no file, or it is of another recipe or corpus."""
+        """Continue from what `save` wrote. False without a file of this recipe, corpus and version."""
         if not path.exists():
             return False
         tensors, run = read_tensors(path, "run", f"resume file {path} is damaged", "to train from the start")
-        if not same_run(run["card"], self.card):
+        if set(self.STATE) - run.keys() or not same_run(run["card"], self.card):
             return False
         parts = defaultdict(dict)
         for key, tensor in tensors.items():
