@@ -17,11 +17,11 @@ def parser_of(name, description, **options):
     return argparse.ArgumentParser(f"kws {name}", description=description, allow_abbrev=False, **options)
 
 
-def model_parser(name, description, **checkpoint):
-    """A parser of what `test`, `predict` and `bench` share; `checkpoint`: options of that argument."""
+def model_parser(name, description):
+    """A parser of what `test`, `predict` and `bench` share."""
     parser = parser_of(name, description)
     where = "checkpoint file, the folder that holds model.safetensors, or a pretrained name such as mamba_light"
-    parser.add_argument("checkpoint", help=where, **checkpoint)
+    parser.add_argument("checkpoint", help=where)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
     return parser
 
