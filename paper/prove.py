@@ -21,9 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from kwslib.io import KwsError, cli, read_csv, read_json, write_json
 from kwslib.training.config import read_yaml
@@ -135,8 +137,17 @@ def prove_reading(profile, kind, name, trees, root):
     return found
 
 
-@cache
+WITNESS_LOCKS = defaultdict(Lock)  # of each kind: two threads would both compute it
+
+
 def finding(kind, tree, root):
+    """`witness`, run once although several threads ask for it."""
+    with WITNESS_LOCKS[kind]:
+        return witness(kind, tree, root)
+
+
+@cache
+def witness(kind, tree, root):
     """SHA-256 of what `paper.<kind>` of a tree finds for the shipped model, without what depends on the machine."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json" if kind == "streaming" else Path(folder)
