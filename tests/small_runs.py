@@ -14,16 +14,16 @@ WORDS = {"high": 2400, "low": 300, "middle": 900}
 SPLITS = {"training": 8, "validation": 2, "testing": 2}  # speakers
 
 
-def write_tones(root):
-    """Three words, each a tone in noise; twelve speakers, each with a pitch, and four clips of each word."""
+def write_tones(root, words=WORDS, speakers=SPLITS, takes=4, hiss=1000, noise_seconds=10):
+    """A packed corpus: each word a tone in `hiss`; each speaker has a pitch, and `takes` clips of each word."""
     rng = np.random.default_rng(0)
     rows, waves = [], []
-    for i, split in enumerate(s for s, n in SPLITS.items() for _ in range(n)):
+    for i, split in enumerate(s for s, n in speakers.items() for _ in range(n)):
         pitch = rng.uniform(0.9, 1.1)
-        for word, hz in WORDS.items():
-            for take in range(4):
+        for word, hz in words.items():
+            for take in range(takes):
                 samples = int(rng.integers(9000, 16001))
-                wave = 3000 * np.sin(2 * np.pi * hz * pitch * np.arange(16000) / 16000) + rng.normal(0, 1000, 16000)
+                wave = 3000 * np.sin(2 * np.pi * hz * pitch * np.arange(16000) / 16000) + rng.normal(0, hiss, 16000)
                 waves.append(np.where(np.arange(16000) < samples, wave, 0).astype(np.int16))
                 rows.append(
                     {
@@ -36,7 +36,7 @@ def write_tones(root):
                 )
     root.mkdir()
     np.save(root / "waves.npy", np.array(waves))
-    np.save(root / "noise.npy", rng.normal(0, 500, 10 * 16000).astype(np.int16))
+    np.save(root / "noise.npy", rng.normal(0, 500, noise_seconds * 16000).astype(np.int16))
     write_csv(root / "index.csv", rows)
     write_json(
         root / "card.json",
@@ -47,9 +47,9 @@ def write_tones(root):
             "licence": "CC0",
             "attribution": "",
             "checksum": "0" * 64,
-            "clips": {s: 12 * n for s, n in SPLITS.items()},
-            "speakers": SPLITS,
-            "words": {w: {s: 4 * n for s, n in SPLITS.items()} for w in WORDS},
+            "clips": {s: len(words) * takes * n for s, n in speakers.items()},
+            "speakers": speakers,
+            "words": {w: {s: takes * n for s, n in speakers.items()} for w in words},
         },
     )
     return root

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import yaml
+from small_runs import write_tones
 
 import kwslib
-from kwslib.io import KwsError, read_json, write_csv, write_json
+from kwslib.io import KwsError, read_json, write_json
 from paper import grid, release, robustness, robustness_figures, robustness_report, search, streaming
 from paper.writing import write_table
 
@@ -18,45 +19,9 @@ MODELS = ["keyword_cnn", "mamba_light"]
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    root, rng, rows, waves = tmp_path_factory.mktemp("beyond") / "tones", np.random.default_rng(0), [], []
     speakers = {"training": 10, "validation": 3, "testing": 4}
-    for split, count in speakers.items():
-        for s in range(count):
-            for word, hz in WORDS.items():
-                for take in range(3):
-                    samples = int(rng.integers(9000, 16001))
-                    wave = 3000 * np.sin(
-                        2 * np.pi * hz * rng.uniform(0.9, 1.1) * np.arange(16000) / 16000
-                    ) + rng.normal(0, 300, 16000)
-                    waves.append(np.where(np.arange(16000) < samples, wave, 0).astype(np.int16))
-                    rows.append(
-                        {
-                            "path": f"{word}/{split}{s}_nohash_{take}.wav",
-                            "word": word,
-                            "speaker": f"{split}{s}",
-                            "split": split,
-                            "samples": samples,
-                        }
-                    )
-    root.mkdir()
-    np.save(root / "waves.npy", np.array(waves))
-    np.save(root / "noise.npy", rng.normal(0, 500, 40 * 16000).astype(np.int16))
-    write_csv(root / "index.csv", rows)
-    write_json(
-        root / "card.json",
-        {
-            "name": "tones",
-            "source": "made",
-            "synthetic": True,
-            "licence": "CC0",
-            "attribution": "",
-            "checksum": "0" * 64,
-            "clips": {k: 9 * n for k, n in speakers.items()},
-            "speakers": speakers,
-            "words": {w: {k: 3 * n for k, n in speakers.items()} for w in WORDS},
-        },
-    )
-    return root
+    root = tmp_path_factory.mktemp("beyond") / "tones"
+    return write_tones(root, WORDS, speakers, takes=3, hiss=300, noise_seconds=40)
 
 
 @pytest.fixture(scope="module")
