@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from functools import cache
 from pathlib import Path
 
@@ -84,11 +83,6 @@ def readers(root):
 
     return {"fact": fact, "measured": measured, "corpus": corpus, "scan": scan, "table": table, "size": size,
             "label": lambda model: MODELS[model].label}  # fmt: skip
-
-
-def blocks(text, language):
-    """The fenced code blocks of a page in one language, in order: what the tests run."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def main(argv=None):

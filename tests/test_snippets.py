@@ -37,9 +37,14 @@ def run(command, folder, root):
     return done.stdout
 
 
+def blocks(text, language):
+    """The fenced code blocks of a page in one language, in order: what the tests run."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/own_words.md", "docs/scan.md"])
 def test_python_runs_as_it_stands(root, place, page):
-    code = "\n".join(pages.blocks((root / page).read_text(), "python"))
+    code = "\n".join(blocks((root / page).read_text(), "python"))
     assert code
     (place / "snippet.py").write_text(code)
     printed = run([sys.executable, "snippet.py"], place, root)
@@ -47,9 +52,9 @@ def test_python_runs_as_it_stands(root, place, page):
 
 
 def test_shell_runs_as_it_stands(root, place):
-    blocks = pages.blocks((root / "README.md").read_text(), "sh")
-    assert blocks
-    printed = run(["bash", "-ec", "\n".join(blocks)], place, root)
+    commands = blocks((root / "README.md").read_text(), "sh")
+    assert commands
+    printed = run(["bash", "-ec", "\n".join(commands)], place, root)
     assert "my recording.wav" in printed and (place / "results/words/runs").is_dir()
 
 
@@ -57,8 +62,8 @@ def test_a_model_is_one_file_and_one_recipe(root, place):
     """The two blocks of docs/extending.md, put where that page says, train by name."""
     page = (root / "docs/extending.md").read_text()
     shutil.copytree(root / "kwslib", place / "kwslib", ignore=shutil.ignore_patterns("pretrained", "__pycache__"))
-    (place / "kwslib/models/my_model.py").write_text(*pages.blocks(page, "python"))
-    (place / "kwslib/recipes/my_model.yaml").write_text(*pages.blocks(page, "yaml"))
+    (place / "kwslib/models/my_model.py").write_text(*blocks(page, "python"))
+    (place / "kwslib/recipes/my_model.yaml").write_text(*blocks(page, "yaml"))
     run(
         [sys.executable, "-m", "kwslib.corpus", "synthetic", "data", "--words", "go,stop", "--speakers", "6", "2", "2"],
         place,
