@@ -1,10 +1,13 @@
 """The pipeline: its files agree, nothing committed is stale, and its tools say what they found."""
 
+import ast
 import json
+import re
 import shutil
 import subprocess
 
 import pytest
+import yaml
 
 from kwslib.io import KwsError, write_json
 from paper import execute, prove, reproduction
@@ -38,8 +41,6 @@ def test_profiles_that_share_the_pipeline_hold_the_same_file(root):
 
 
 def test_every_stage_depends_on_whole_rooms_and_existing_files(root):
-    import yaml
-
     for path in (root / "dvc.yaml", *sorted(root.glob("profiles/*/dvc.yaml"))):
         for name, stage in yaml.safe_load(path.read_text())["stages"].items():
             stage = stage.get("do", stage)
@@ -47,7 +48,63 @@ def test_every_stage_depends_on_whole_rooms_and_existing_files(root):
             assert code and all((root / d).exists() for d in code), f"{path} {name}"
             for room in ("scan", "models", "data", "training"):
                 inside = [d for d in code if d.startswith(f"kwslib/{room}/")]
-                assert inside in ([], ["kwslib/models/registry.py"]), f"{path} {name} names files of a room: {inside}"
+                alone = (["kwslib/models/registry.py"], ["kwslib/training/config.py"])  # names, and reading YAML
+                assert inside in ([], *alone), f"{path} {name} names files of a room: {inside}"
+
+
+DRAWING = ("diagrams", "facts", "figure_style", "figures", "results", "tables", "writing")
+DRAWING = {f"paper/{name}.py" for name in DRAWING}
+COMMANDS = {"kwslib/cli.py"}  # imports what a command needs when it runs: not followed
+
+
+def imported(text, root):
+    """The modules of kwslib and paper that Python code imports, a public name of kwslib counted as its module."""
+    stub = ast.parse((root / "kwslib/__init__.pyi").read_text()).body
+    public = {a.name: f"kwslib.{n.module}" for n in stub if isinstance(n, ast.ImportFrom) for a in n.names}
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module if node.module != "kwslib" else public.get(a.name, "kwslib") for a in node.names}
+            found |= {f"{node.module}.{a.name}" for a in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "kwslib":
+            found.add(public.get(node.attr, "kwslib"))
+    return found
+
+
+def reached(modules, root):
+    """The files of kwslib and paper that `modules` import, directly or not."""
+    todo, files, seen = set(modules), set(), set()
+    while todo:
+        module = todo.pop()
+        seen.add(module)
+        path = root.joinpath(*module.split(".")).with_suffix(".py")
+        if module.startswith(("kwslib.", "paper.")) and path.is_file():
+            name = path.relative_to(root).as_posix()
+            files.add(name)
+            if name not in COMMANDS:
+                todo |= imported(path.read_text(), root) - seen
+    return files
+
+
+def code_of(notebook):
+    cells = [cell["source"] for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    return "\n".join(line.rstrip() for lines in cells for line in lines if not line.startswith("%"))
+
+
+def test_every_stage_depends_on_all_the_code_that_it_runs(root):
+    """But for what only draws into the executed notebook of a training or a benchmark."""
+    for path in (root / "dvc.yaml", *sorted(root.glob("profiles/*/dvc.yaml"))):
+        for name, stage in yaml.safe_load(path.read_text())["stages"].items():
+            stage = stage.get("do", stage)
+            modules = set(re.findall(r"-m ((?:kwslib|paper)[.\w]*)", stage["cmd"]))
+            for dependency in stage["deps"]:
+                if dependency.startswith("notebooks/"):
+                    modules |= imported(code_of(root / dependency), root)
+            rooms = tuple(f"{dependency}/" for dependency in stage["deps"])
+            missing = {f for f in reached(modules, root) if f not in stage["deps"] and not f.startswith(rooms)}
+            assert missing <= DRAWING, f"{path} {name}: {missing - DRAWING}"
 
 
 def test_nothing_that_is_committed_is_stale(root):
