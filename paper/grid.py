@@ -5,6 +5,10 @@
 needs only what kwslib needs: no network, notebooks or DVC. It writes runs/, metrics/, history/ and timing/, as in
 results/<profile>, and the checkpoints to `carried`: all of it is small. Finished runs are not repeated; interrupted
 ones are resumed.
+
+    python -m paper.grid profiles/gpu/params.yaml --table results/gpu
+
+sets finished runs side by side in <folder>/table.md.
 """
 
 from __future__ import annotations
@@ -16,10 +20,12 @@ from pathlib import Path
 
 from kwslib.data.corpus import pack
 from kwslib.evaluation import evaluate
-from kwslib.io import KwsError, cli
+from kwslib.io import KwsError, cli, read_json, replacing
 from kwslib.machine import pick_device
+from kwslib.models import MODELS
 from kwslib.training import train
 from paper.profile import Profile
+from paper.writing import markdown
 
 
 def run_grid(params, out, models=None, seeds=None, corpus=None, root=".", **overrides):
@@ -52,16 +58,54 @@ def run_grid(params, out, models=None, seeds=None, corpus=None, root=".", **over
     return found
 
 
+def table(folder):
+    """Markdown: the runs in <folder>/runs, one row a model, the best on the test split first."""
+    from pandas import DataFrame
+
+    runs = [read_json(path, "result file") for path in sorted((Path(folder) / "runs").glob("*.json"))]
+    if not runs:
+        raise KwsError(f"{folder}/runs holds no result; run the grid first")
+    models = {}
+    for run in runs:
+        models.setdefault(run["model"], []).append(run)
+
+    def percent(part, of):
+        return ", ".join(f"{100 * run[part]['accuracy']:.2f}" for run in of)
+
+    ranked = sorted(models.values(), key=lambda of: -sum(run["test"]["accuracy"] for run in of) / len(of))
+    rows = [
+        {
+            "model": MODELS[of[0]["model"]].label,
+            "seeds": ", ".join(str(run["seed"]) for run in of),
+            "test (%)": percent("test", of),
+            "validation (%)": percent("validation", of),
+        }
+        for of in ranked
+    ]
+    first = runs[0]
+    return (
+        f"Test accuracy of each seed after {first['config']['epochs']} epochs, n = {first['test']['n']:,} clips, "
+        f"{len(first['labels'])} words; the weights are the best on validation, and the test split was read once. "
+        f"Corpus: {first['corpus']['name']}. {first['corpus']['attribution']}.\n\n{markdown(DataFrame(rows))}\n"
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("params", help="the profile's parameter file")
-    parser.add_argument("--out", required=True, help="folder for results and checkpoints")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", help="folder for results and checkpoints")
+    what.add_argument("--table", metavar="FOLDER", help="write FOLDER/table.md from FOLDER/runs; nothing is trained")
     parser.add_argument("--models", help="names with commas between (default: the profile's)")
     parser.add_argument("--seeds", help="numbers with commas between (default: the profile's)")
     parser.add_argument("--corpus", help="folder of a packed corpus (default: pack the profile's source under --out)")
     parser.add_argument("--epochs", type=int, help="of every model, in place of the recipes'")
     parser.add_argument("--threads", type=int, help="CPU threads of a run")
     a = parser.parse_args()
+    if a.table:
+        with replacing(Path(a.table) / "table.md") as scratch:
+            scratch.write_text(table(a.table), encoding="utf-8")
+        return 0
     overrides = {k: v for k, v in (("epochs", a.epochs), ("threads", a.threads)) if v is not None}
     found = run_grid(
         a.params,
