@@ -1,4 +1,4 @@
-"""The table of runs carried home, and the GPU's benchmark: what it needs, and that recorded steps are the same steps."""
+"""The table of runs carried home, and the GPU's benchmark: what it needs, and that recorded steps are the same."""
 
 import json
 
