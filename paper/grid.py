@@ -25,7 +25,6 @@ from kwslib.machine import pick_device
 from kwslib.models import MODELS
 from kwslib.training import train
 from paper.profile import Profile
-from paper.writing import markdown
 
 
 def run_grid(params, out, models=None, seeds=None, corpus=None, root=".", **overrides):
@@ -61,6 +60,8 @@ def run_grid(params, out, models=None, seeds=None, corpus=None, root=".", **over
 def table(folder):
     """Markdown: the runs in <folder>/runs, one row a model, the best on the test split first."""
     from pandas import DataFrame
+
+    from paper.writing import markdown  # it draws, too: a bare machine has no matplotlib
 
     runs = [read_json(path, "result file") for path in sorted((Path(folder) / "runs").glob("*.json"))]
     if not runs:
