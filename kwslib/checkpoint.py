@@ -79,7 +79,8 @@ def pretrained():
 
 def frontend_of(config):
     """The WaveToSpec that a config (an object with the features' keys) asks for."""
-    return WaveToSpec(config.n_mels, config.n_fft, config.hop_length, features_of(config.model), config.n_mfcc)
+    same = ("n_mels", "n_fft", "hop_length", "n_mfcc", "win_length", "pad_mode", "center", "scale")
+    return WaveToSpec(kind=features_of(config.model), **{key: getattr(config, key) for key in same})
 
 
 class TrainedModel:
@@ -91,12 +92,13 @@ class TrainedModel:
         self.model = model.eval().to(device)
         self.frontend = WaveToSpec(**card["features"]).to(device)
         self.normalise = Normalise(**card["normalisation"])
+        self.full = card.get("recipe", {}).get("lengths") == "full"  # trained to count every frame of a padded clip
 
     @torch.no_grad()
     def logits(self, waves, samples=None):
         """Float waves (B, N) at 16 kHz, valid samples (B,) or None -> logits (B, labels)."""
         inputs = self.normalise(self.frontend(waves.to(self.device)))
-        lengths = None if samples is None else self.frontend.frames(samples.to(self.device))
+        lengths = None if samples is None or self.full else self.frontend.frames(samples.to(self.device))
         return self.model(inputs, lengths).float()
 
     def all_logits(self, waves, samples=None, batch=128):

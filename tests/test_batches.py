@@ -82,7 +82,7 @@ def test_an_epoch_is_a_function_of_seed_and_epoch(split):
             mask=SpecMask((1, 4), (1, 4)),
             seed=seed,
         )
-        return [torch.cat(parts) for parts in zip(*batches.epoch(number))]
+        return [torch.cat([p.flatten() for p in parts]) for parts in zip(*batches.epoch(number))]
 
     first, again = epoch(0), epoch(0)
     assert all(torch.equal(a, b) for a, b in zip(first, again))
@@ -134,7 +134,7 @@ def test_rows_of_a_hugging_face_data_set(kind):
     torch.testing.assert_close(resampled[2:-2], whole[2:-2], atol=20, rtol=0)
     assert resampled.argmax(1).tolist()[2:-2] == whole.argmax(1).tolist()[2:-2]
     assert (short[20:] < short[:14].max() - 40).all()
-    augmented, _, _ = loaded(SpeechCommands(kind(rows), Augment(**EVERYTHING), WaveToSpec(**SMALL)))
+    augmented, _, _ = loaded(SpeechCommands(kind(rows), Augment(shift_ms=100), WaveToSpec(**SMALL)))
     assert augmented.shape == inputs.shape and not torch.equal(augmented, inputs)
 
 

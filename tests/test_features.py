@@ -132,11 +132,12 @@ def test_a_clip_is_changed_alike_alone_and_in_a_batch(waves, left_out):
     samples = torch.tensor([16000, 9000, 16000, 12000])
     draw = augment.draw(4, RATE, torch.Generator().manual_seed(5))
     together, ends = augment.apply(waves, draw, samples)
-    assert not torch.allclose(together, waves, atol=1e-3)
+    assert not torch.allclose(together[:, :14000], waves[:, :14000], atol=1e-3)
     for i in range(4):
         alone, end = augment.apply(waves[i : i + 1], row_of(draw, i), samples[i : i + 1])
-        torch.testing.assert_close(alone[0], together[i], atol=1e-6, rtol=1e-5)
-        assert end == ends[i]
+        size = alone.shape[1]  # tempo makes clips shorter and longer; zeros follow the shorter ones
+        torch.testing.assert_close(alone[0], together[i, :size], atol=1e-6, rtol=1e-5)
+        assert end == ends[i] and together[i, size:].abs().sum() == 0
 
 
 def test_defaults_leave_the_wave_as_it_is(waves):
@@ -175,8 +176,9 @@ def test_shifts_cover_their_range():
 
 def test_slower_then_shifted_left_ends_where_the_zeros_begin(waves):
     augment = Augment(shift_ms=100, stretch=(0.9, 0.9))
-    out, ends = augment.apply(waves[:1], {"tempo": 0.9, "shift": torch.tensor([-1600])})
-    assert ends.tolist() == [14400] and out[0, 14400:].abs().max() == 0 and out[0, 14300:14400].abs().max() > 0.1
+    out, ends = augment.apply(waves[:1], {"tempo": torch.tensor([0.9]), "shift": torch.tensor([-1600])})
+    assert out.shape == (1, 17778) and ends.tolist() == [17778 - 1600]
+    assert out[0, 16178:].abs().max() == 0 and out[0, 15700:16178].abs().max() > 0.1  # 82 ms play on at speed 1
 
 
 @pytest.mark.parametrize("kind", [np.int16, np.float32])
@@ -221,31 +223,31 @@ def test_noise_has_the_drawn_deviation():
 
 
 @pytest.mark.parametrize("rate", [0.8, 0.95, 1.25])
-def test_tempo_keeps_pitch_and_length(rate):
-    out = tempo(tone(440)[None], rate)
-    assert out.shape == (1, RATE)
-    heard = out[0, : int(min(RATE, RATE / rate)) - 600]
+def test_tempo_keeps_the_pitch_and_moves_what_is_heard(rate):
+    size = round(RATE / rate)
+    heard = tempo(tone(440)[None], torch.tensor([rate]), size)[0]
+    assert len(heard) == size
     peak = torch.fft.rfft(heard * torch.hann_window(len(heard)), 4 * RATE).abs().argmax() / 4
     assert abs(peak - 440) < 3
     burst = torch.zeros(1, RATE)
     burst[:, 8000:9600] = tone(1000, 1600)
-    envelope = torch.nn.functional.avg_pool1d(tempo(burst, rate).abs(), 201, 1, 100)[0]
+    envelope = torch.nn.functional.avg_pool1d(tempo(burst, torch.tensor([rate]), size).abs(), 201, 1, 100)[0]
     onset = int((envelope > envelope.max() / 2).nonzero()[0])
-    assert abs(onset - 8000 / rate) < 300
+    assert abs(onset - 8000 / rate) < 400
 
 
 @pytest.mark.parametrize("freq, time", [((2, 12), (2, 20)), ((0, 0), (1, 5)), ((1, 500), (0, 0))])
-def test_masks_are_zeros_of_at_most_their_width(freq, time):
+def test_masks_are_zeros_narrower_than_their_bound(freq, time):
     out = SpecMask(freq, time)(torch.ones(300, 63, 40), torch.Generator().manual_seed(0))
     assert set(out.unique().tolist()) <= {0.0, 1.0}
     bands, frames = (out == 0).all(1).sum(1), (out == 0).all(2).sum(1)
     whole = bands == 40  # every band masked: then every frame is, too
-    assert bands.max() <= min(freq[0] * freq[1], 40) and frames[~whole].max() <= time[0] * time[1]
+    assert bands.max() <= min(freq[0] * freq[1], 40) and frames[~whole].max() <= time[0] * max(time[1] - 1, 0)
     cells = 63 * 40 - (63 - frames[~whole]) * (40 - bands[~whole])
     assert torch.equal((out[~whole] == 0).sum((1, 2)), cells)  # nothing but whole bands and whole frames
     single = SpecMask((1, 12), (1, 20))(torch.ones(2000, 63, 40), torch.Generator().manual_seed(0)) == 0
-    widths = single.all(1).sum(1).bincount(minlength=13)
-    assert len(widths) == 13 and (widths > 100).all()  # uniform from 0 to the largest
+    widths = single.all(1).sum(1).bincount(minlength=12)
+    assert len(widths) == 12 and (widths > 110).all()  # uniform from 0 to 11
 
 
 def test_speed_moves_pitch_and_length():
@@ -274,7 +276,7 @@ def test_speed_is_drawn_for_each_clip_and_moves_its_end():
         (lambda: Augment()(torch.zeros(2, 2, RATE)), r"waves has shape \(2, 2, 16000\)"),
         (lambda: Augment().apply(torch.zeros(RATE), {}), r"waves has shape \(16000,\)"),
         (
-            lambda: Augment(**EVERYTHING)(torch.zeros(1, 4 * RATE)),
+            lambda: Augment(**{**EVERYTHING, "stretch": None})(torch.zeros(1, 4 * RATE)),
             "waves has 64000 samples, the background noise 48000",
         ),
         (lambda: SpecMask((1, 2))(torch.zeros(63, 40)), r"x has shape \(63, 40\)"),

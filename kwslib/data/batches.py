@@ -13,7 +13,9 @@ import torch
 from torch.utils.data import Dataset
 
 from kwslib.data.audio import Unreadable, resample, to_float, to_mono
+from kwslib.data.augment import played
 from kwslib.data.corpus import Corpus, load_corpus
+from kwslib.data.features import within
 from kwslib.data.tasks import Split, select
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError
 
@@ -31,20 +33,25 @@ def epoch_seed(seed, epoch, rank=0):
 class Batches:
     """A split on a device, as batches of (inputs (B, T, F), targets (B,), lengths (B,)).
 
-    Every epoch's order and augmentation are functions of (seed, epoch) alone. With `world` processes,
-    process `rank` gets its share of each batch."""
+    Every epoch's order and augmentation are functions of (seed, epoch) alone. With `world` processes, process `rank`
+    gets its share of each batch. drop_last: an epoch of training leaves out its last, partial batch, unless it is the
+    only one; false keeps it, unless a process would get one clip of it or none, too few for batch norm. full: every
+    frame of a padded clip counts in `lengths`, not only those of its recorded samples."""
 
     def __init__(
-        self, split, frontend, normalise, batch_size, device="cpu", augment=None, mask=None, seed=0, rank=0, world=1
-    ):
+        self, split, frontend, normalise, batch_size, device="cpu", augment=None, mask=None, seed=0, rank=0, world=1,
+        drop_last=True, full=False,
+    ):  # fmt: skip
         self.waves, self.targets = split.waves.to(device), split.targets.to(device)
         self.samples = split.samples.to(device)
         self.frontend, self.normalise, self.augment, self.mask = frontend, normalise, augment, mask
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.drop_last, self.full = drop_last, full
 
     def __len__(self):
-        """Batches in an epoch of training: the last, partial batch is dropped unless it is the only one."""
-        return max(1, len(self.targets) // self.batch_size)
+        """Batches in an epoch of training."""
+        whole, rest = divmod(len(self.targets), self.batch_size)
+        return max(1, whole + (not self.drop_last and rest >= 2 * self.world))
 
     def clips(self):
         """Clips in an epoch of training."""
@@ -65,14 +72,28 @@ class Batches:
         yield from map(self.batch, rows.split(max(self.batch_size, 64)))
 
     def batch(self, rows, augment=None, mask=None, generator=None):
+        """The clips of these rows. Where tempo gave them different lengths, zeros follow the shorter ones' inputs."""
         waves, samples = to_float(self.waves[rows]), self.samples[rows]
+        ends = frames = None
         if augment is not None:
-            waves, samples = augment.apply(waves, augment.draw(*waves.shape, generator), samples)
-        inputs = self.normalise(self.frontend(waves))
-        if mask is not None:
-            inputs = mask(inputs, generator)
-        lengths = self.frontend.frames(samples.to(inputs.device))
-        return inputs, self.targets[rows], lengths
+            draw = augment.draw(*waves.shape, generator)
+            if "tempo" in draw:
+                ends = played(waves.shape[1], draw)
+                frames = self.frontend.frames(ends)
+            waves, samples = augment.apply(waves, draw, samples)
+
+        def masked(x, on):
+            return mask(x, generator, frames) if mask is not None and mask.on == on else x
+
+        mel = masked(self.frontend.power(waves, ends), "power")
+        features = masked(self.frontend.features(mel), "features")
+        inputs = masked(self.normalise(features, frames), "normalised")
+        if frames is not None:
+            inputs = inputs * within(inputs, frames)
+        lengths = self.frontend.frames(samples)
+        if self.full:
+            lengths = torch.full_like(lengths, inputs.shape[1]) if frames is None else frames
+        return inputs, self.targets[rows], lengths.to(inputs.device)
 
 
 class SpeechCommands(Dataset):

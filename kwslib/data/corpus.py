@@ -146,7 +146,7 @@ def _pack(source, identity, partial, journal, workers):
 
 def _finish(source, identity, partial, done):
     """The header of waves.npy, the index, the noise and the card; then nothing else is left in the folder."""
-    noise = source.noise()
+    noises = source.noise()
     skipped = source.skipped + [{"path": c.path, **d} for c, d in done if "reason" in d]
     kept = [(c, d) for c, d in done if "samples" in d]
     clips = [c for c, _ in kept]
@@ -163,7 +163,7 @@ def _finish(source, identity, partial, done):
         os.fsync(f.fileno())
     columns = ("path", "word", "speaker", "split")
     write_csv(partial / "index.csv", [dict(zip(columns, c), samples=d["samples"]) for c, d in kept])
-    np.save(partial / "noise.npy", noise)
+    np.save(partial / "noise.npy", np.concatenate([np.zeros(0, np.int16), *noises]))
 
     def tally(splits):
         return dict.fromkeys(SPLITS, 0) | Counter(splits)
@@ -174,7 +174,8 @@ def _finish(source, identity, partial, done):
         "clips": tally(c.split for c in clips),
         "words": {w: tally(c.split for c in clips if c.word == w) for w in sorted({c.word for c in clips})},
         "speakers": tally(split for _, split in {(c.speaker, c.split) for c in clips}),
-        "noise_seconds": round(len(noise) / SAMPLE_RATE, 3),
+        "noise_seconds": round(sum(map(len, noises)) / SAMPLE_RATE, 3),
+        "noise_files": [*map(len, noises)],  # samples of each, in the order of their names
         "short": sum(d["samples"] < CLIP for _, d in kept),
         **{key: sum(d[key] for _, d in kept) for key in ("clipped", "silent")},
         "skipped": skipped,

@@ -17,8 +17,6 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from kwslib.data.audio import Unreadable, decode, loudest_window, to_int16
 from kwslib.data.fetch import fetch
 from kwslib.io import CLIP, KwsError, file_hash, replacing
@@ -152,14 +150,14 @@ class Folder:
         return to_int16(wave[start : start + CLIP])
 
     def noise(self):
-        """All background noise, end to end: int16 (n,)."""
-        waves = [np.zeros(0, np.int16)]
+        """The files of background noise in the order of their names: a list of int16 (n,)."""
+        waves = []
         for path, name in self.noises:
             try:
                 waves.append(to_int16(decode(self._read(name)))[0])
             except Unreadable as e:
                 self.skipped.append({"path": path, "reason": str(e)})
-        return np.concatenate(waves)
+        return waves
 
 
 class SpeechCommandsArchive(Folder):

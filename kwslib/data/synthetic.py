@@ -123,14 +123,14 @@ class Synthetic:
         return to_int16(wave * level / np.abs(wave).max())
 
     def noise(self):
-        """Ten seconds each of white, pink, brown and blue noise, mains hum and gusts: int16 (960000,)."""
+        """Ten seconds each of white, pink, brown and blue noise, mains hum and gusts, each int16 (160000,)."""
         rng = np.random.default_rng([self.seed, 3])
         n = 10 * SAMPLE_RATE
         seconds = np.arange(n) / SAMPLE_RATE
         hum = sum(np.sin(2 * np.pi * 50 * k * seconds + rng.uniform(0, 6)) / k for k in range(1, 12))
         gusts = coloured_noise(rng, n, 1) * (1 + 0.9 * np.sin(2 * np.pi * 0.7 * seconds + rng.uniform(0, 6)))
         kinds = [*(coloured_noise(rng, n, e) for e in (0, 1, 2, -1)), hum + 0.1 * coloured_noise(rng, n, 0), gusts]
-        return np.concatenate([to_int16(0.3 * k / np.abs(k).max())[0] for k in kinds])
+        return [to_int16(0.3 * k / np.abs(k).max())[0] for k in kinds]
 
 
 def to_16k(wave):

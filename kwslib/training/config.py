@@ -56,6 +56,12 @@ class Config(BaseModel):
     n_mfcc: Whole = Field(40, gt=0, description="cepstral coefficients, for models that read MFCC")
     n_fft: Whole = Field(2048, gt=0, le=2**16, description="samples in a window of the spectrogram")
     hop_length: Whole = Field(256, gt=0, description="samples from one window to the next")
+    win_length: Whole | None = Field(None, gt=0, description="samples under the window; null: n_fft")
+    pad_mode: Literal["constant", "reflect"] = Field("constant", description="what is beyond a clip: zeros, or itself")
+    center: bool = Field(True, description="whether the first window is centred on the first sample; else begins there")
+    scale: Literal["db", "log"] = Field("db", description="dB above a floor, or ln(power + 1e-6)")
+    normalise: Literal["corpus", "clip", "none"] = Field("corpus", description="features by whose mean and deviation")
+    lengths: Literal["valid", "full"] = Field("valid", description="frames that count: the recorded ones, or all")
     # optimisation
     epochs: Whole = Field(100, gt=0, description="passes over the training clips")
     schedule_epochs: Whole | None = Field(None, gt=0, description="length of the cosine, if it is not run to its end")
@@ -74,14 +80,17 @@ class Config(BaseModel):
     temperature: float = Field(2.0, gt=0, description="of the teachers' softmax")
     mixup: float = Field(0.0, ge=0, description="alpha of the Beta distribution that mixes pairs of clips; 0: none")
     # augmentation
-    freq_mask: Mask = Field([2, 12], description="frequency masks: how many, and their largest width in bands")
-    time_mask: Mask = Field([2, 20], description="time masks: how many, and their largest width in frames")
+    freq_mask: Mask = Field([2, 12], description="frequency masks: how many, each narrower than this in bands")
+    time_mask: Mask = Field([2, 20], description="time masks: how many, each narrower than this in frames")
+    mask_on: Literal["normalised", "features", "power"] = Field("normalised", description="what masks set to zero")
     shift_ms: float = Field(120.0, ge=0, description="largest shift in time, in ms")
     noise: Range = Field([0.0, 0.005], description="standard deviation of white noise, lowest and highest")
     stretch: _pair((int, float), 0.1) | None = Field(None, description="tempo at the same pitch, lowest and highest")
     speed: _pair((int, float), 0.1) | None = Field(None, description="playing speed, pitch and all, lowest and highest")
     background_snr: _pair((int, float)) | None = Field(None, description="SNR of background noise, range in dB")
+    background_volume: Range | None = Field(None, description="share of full volume of it, instead of an SNR")
     background_probability: float = Field(0.8, ge=0, le=1, description="share of the clips with background noise")
+    drop_last: bool = Field(True, description="whether an epoch leaves out its last, partial batch")
     # machine
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="arithmetic; auto: bf16 where it is native")
     device: str = Field("auto", description="auto, cpu, cuda or mps")
@@ -102,7 +111,7 @@ class Config(BaseModel):
 def _complaint(field, errors):
     """What a key's value must be, from pydantic's errors, {type: context}."""
     kinds = {"int_type": "a whole number", "float_type": "a number", "string_type": "text", "list_type": "a list"}
-    kinds |= {"dict_type": "key: value pairs", "finite_number": "finite"}
+    kinds |= {"dict_type": "key: value pairs", "finite_number": "finite", "bool_type": "true or false"}
     bounds = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     if "value_error" in errors:  # of _pair or _options
         return str(errors["value_error"]["error"])

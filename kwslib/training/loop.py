@@ -50,12 +50,13 @@ def train(config, progress=True):
     else:
         if (out / RESUME).exists():
             place.note(f"{out / RESUME} is of another recipe or corpus; starting from scratch")
-        normalise = Normalise.measure(training, frontend, device=place.device)
+        kind, measured = config.normalise, config.normalise == "corpus"
+        normalise = Normalise.measure(training, frontend, device=place.device) if measured else Normalise(kind=kind)
         run.card |= {"labels": training.labels, "features": frontend.options}
-        run.card["normalisation"] = {"mean": normalise.mean, "std": normalise.std}
+        run.card["normalisation"] = normalise.options
     normalise = Normalise(**run.card["normalisation"])
     batches = training_batches(config, place, corpus, training, frontend, normalise)
-    checks = Batches(validation, frontend, normalise, 256, place.device)
+    checks = Batches(validation, frontend, normalise, 256, place.device, full=config.lengths == "full")
     schedule, parallel = Schedule(config, len(batches)), place.parallel(model)
 
     while run.epoch < config.epochs:
@@ -85,14 +86,16 @@ def train(config, progress=True):
 
 def training_batches(config, place, corpus, training, frontend, normalise):
     """The training split as the recipe wants it: augmented, masked, and with its teachers' targets."""
-    background = torch.from_numpy(noise_of(corpus, "training").flatten()) if config.background_snr else None
+    noisy = config.background_snr is not None or config.background_volume is not None
+    background = torch.from_numpy(noise_of(corpus, "training").flatten()) if noisy else None
     augment = Augment(
         config.shift_ms, config.noise, config.stretch, background, config.background_snr,
-        config.background_probability, config.speed,
+        config.background_probability, config.speed, config.background_volume,
     )  # fmt: skip
     batches = Batches(
         training, frontend, normalise, config.batch_size, place.device, augment,
-        SpecMask(config.freq_mask, config.time_mask), config.seed, place.rank, place.world,
+        SpecMask(config.freq_mask, config.time_mask, config.mask_on), config.seed, place.rank, place.world,
+        config.drop_last, config.lengths == "full",
     )  # fmt: skip
     if config.teachers:
         targets = soft_targets(config.teachers, training, config.distillation, config.temperature, place.device)
