@@ -27,6 +27,7 @@ def corpus():
         waves[i, :n] = (8000 + 500 * i) * np.sign(np.sin(np.arange(n) * 0.3))
     return SimpleNamespace(
         root="made",
+        card={},
         waves=waves,
         words=words,
         speakers=speakers,
