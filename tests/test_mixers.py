@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_models import shaken
 
+from kwslib.io import KwsError
+from kwslib.models import build
 from kwslib.models.mamba import Mamba, MambaBlock
-from kwslib.models.retnet import Retention, RetNetBlock
+from kwslib.models.retnet import RetNetBlock
 from kwslib.scan import use_backend
 
 MAMBA_SSM = {  # mamba_ssm.Mamba(d_model=64).state_dict()
@@ -54,13 +56,6 @@ def test_mixer_has_the_names_and_shapes_of_mamba_ssm():
     theirs = {k: torch.randn(shape) for k, shape in MAMBA_SSM.items()}
     mixer.load_state_dict(theirs, strict=True)
     assert all(torch.equal(v, theirs[k]) for k, v in mixer.state_dict().items())
-
-
-def test_mixer_starts_as_the_paper_says():
-    mixer = Mamba(64)
-    delta = torch.nn.functional.softplus(mixer.dt_proj.bias)
-    assert 0.00099 < delta.min() < 0.01 < delta.max() < 0.101  # log-uniform in 0.001 to 0.1
-    torch.testing.assert_close(mixer.A_log.exp(), torch.arange(1.0, 17).repeat(128, 1))
 
 
 def test_mixer_sees_no_future():
@@ -134,28 +129,47 @@ def test_gradients_flow_through_carried_state():
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("module", [Retention(32, 4), RetNetBlock(32, 4, 0.1)], ids=["retention", "block"])
-def test_recurrent_retention_equals_parallel(module):
-    x, state, steps = torch.randn(2, 25, 32), None, []
-    module.eval()
+@pytest.mark.parametrize("norm", ["frame", "clip"])
+@pytest.mark.parametrize("length", [1, 25])
+def test_recurrent_retention_equals_parallel(norm, length):
+    """Always inside the retention module; for a block only where each frame is normalised on its own."""
+    torch.manual_seed(0)
+    block, x = RetNetBlock(32, 4, 0.1, norm=norm).double().eval(), torch.randn(2, length, 32, dtype=torch.float64)
     with torch.no_grad():
-        for t in range(25):
-            y, state = module.step(x[:, t : t + 1], state)
-            steps.append(y)
-        torch.testing.assert_close(torch.cat(steps, 1), module(x), atol=1e-5, rtol=1e-4)
+        inputs = block.inputs(x)
+        module = in_steps(block.retention, *inputs)
+        torch.testing.assert_close(module, block.retention(*inputs), atol=1e-12, rtol=0)
+        apart = (in_steps(block, x) - block(x)).abs().max()
+    assert apart < 1e-12 if norm == "frame" or length == 1 else apart > 1e-3
+
+
+def in_steps(module, *inputs):
+    """What `module.step` gives for inputs (B, T, d), frame by frame, with the state carried."""
+    state, frames = None, []
+    for t in range(inputs[0].shape[1]):
+        y, state = module.step(*(x[:, t : t + 1] for x in inputs), state)
+        frames.append(y)
+    return torch.cat(frames, 1)
+
+
+def test_a_block_sees_the_future_only_through_a_norm_over_the_clip():
+    for norm, sees in (("clip", True), ("frame", False)):
+        torch.manual_seed(0)
+        block, x = RetNetBlock(16, 2, 0.0, norm=norm), torch.randn(1, 9, 16, requires_grad=True)
+        (slope,) = torch.autograd.grad(block(x)[:, 4].sum(), x)
+        assert bool(slope[:, 5:].any()) is sees and slope[:, :5].abs().sum((0, 2)).gt(0).all()
+
+
+def test_a_norm_that_is_not_known():
+    with pytest.raises(KwsError, match="norm 'batch' is not known; choose one of clip, frame"):
+        build("retnet", norm="batch")
 
 
 def test_recurrent_retention_through_the_whole_model():
-    model, width = shaken("retnet"), 128
+    model, width = shaken("retnet", norm="frame"), 128
     with torch.no_grad():
         x, _ = model.frontend(torch.randn(1, 30, width), None)
-        states, last = [None] * len(model.blocks), []
-        for t in range(x.shape[1]):
-            frame = x[:, t : t + 1]
-            for i, block in enumerate(model.blocks):
-                frame, states[i] = block.step(frame, states[i])
-            last.append(frame)
-        parallel = x
+        frames, parallel = x, x
         for block in model.blocks:
-            parallel = block(parallel)
-    torch.testing.assert_close(torch.cat(last, 1), parallel, atol=1e-4, rtol=1e-3)
+            frames, parallel = in_steps(block, frames), block(parallel)
+    torch.testing.assert_close(frames, parallel, atol=1e-4, rtol=1e-3)

@@ -97,7 +97,7 @@ class Head(nn.Module):
 
 
 class SequenceKWS(nn.Module):
-    """Front-end -> causal blocks -> masked mean -> classifier: the paper's Mamba and RetNet models."""
+    """Front-end -> blocks -> masked mean -> classifier: the paper's Mamba and RetNet models. Blocks see no lengths."""
 
     def __init__(self, frontend, blocks, head):
         super().__init__()
