@@ -14,8 +14,13 @@ mel, mfcc = (partial(register, features=kind, passes_to=Mamba) for kind in ("mel
 @mel("mamba_mel_small", label="Mamba-Mel Small", short="Mel S")
 @mel("mamba_mel_medium", label="Mamba-Mel Medium", short="Mel M", d_model=128, n_layers=10)
 @mel("mamba_mel_large", label="Mamba-Mel Large", short="Mel L", d_model=192, n_layers=12)
+@mel("mamba_mel_small_as_run", label="Mamba-Mel Small, as run", short="Mel S as run")
+@mel("mamba_mel_medium_as_run", label="Mamba-Mel Medium, as run", short="Mel M as run", d_model=128, n_layers=10)
+@mel("mamba_mel_large_as_run", label="Mamba-Mel Large, as run", short="Mel L as run", d_model=192, n_layers=12)
 def mamba_mel(n_classes=35, d_model=64, n_layers=8, n_features=128, **mixer):
-    """Mamba-Mel: convolutions on log-mel. 462,147 (small), 1,506,051 and 3,504,323 parameters at 35 classes."""
+    """Mamba-Mel: convolutions on log-mel. 462,147 (small), 1,506,051 and 3,504,323 parameters at 35 classes.
+
+    "as run" is the same network on the features that the paper's notebooks really computed; its recipe sets them."""
     frontend = ConvFrontEnd(d_model, n_features)
     return SequenceKWS(frontend, _blocks(d_model, n_layers, mixer), Head(d_model, n_classes))
 
