@@ -1,4 +1,4 @@
-"""BC-ResNet (Kim et al. 2021), written from its paper."""
+"""BC-ResNet (Kim et al. 2021), layer for layer as its authors' code has it (Qualcomm-AI-research/bcresnet)."""
 
 import torch.nn.functional as F
 from torch import nn
@@ -68,7 +68,7 @@ class BCResNet(nn.Module):
         self.pointwise = nn.Sequential(
             nn.Conv2d(widths[4], widths[5], 1, bias=False), nn.BatchNorm2d(widths[5]), nn.ReLU()
         )
-        self.classify = nn.Linear(widths[5], n_classes, bias=False)
+        self.classify = nn.Linear(widths[5], n_classes)
 
     def forward(self, inputs, lengths=None):
         mask = None if lengths is None else valid_mask(inputs, lengths).transpose(1, 2)[:, None]  # (B, 1, 1, T)

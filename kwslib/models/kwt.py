@@ -1,4 +1,4 @@
-"""Keyword Transformer (Berg et al. 2021)."""
+"""Keyword Transformer (Berg et al. 2021), as its authors' code has it (ARM-software/keyword-transformer)."""
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +13,21 @@ class KWT(nn.Module):
     """Keyword Transformer 1 (Berg et al. 2021, table 1): d 64, 12 post-norm layers, one head, a class token.
 
     Attention compares every pair of frames: the O(T²) model of the length benchmark. Learned positions cover `frames`
-    frames; later ones share the last, so that a clip's logits do not depend on its padding."""
+    frames, all that a second gives without padding at its ends; later ones share the last, so that a clip's logits do
+    not depend on its padding. Every weight starts from a normal of deviation 0.02 cut at two, every bias at 0."""
 
     def __init__(self, n_classes=35, d_model=64, n_layers=12, n_heads=1, frames=98, n_features=40):
         super().__init__()
         self.project = nn.Linear(n_features, d_model)
-        self.token = nn.Parameter(torch.randn(d_model) * 0.02)
-        self.positions = nn.Parameter(torch.randn(1 + frames, d_model) * 0.02)
+        self.token, self.positions = (nn.Parameter(torch.empty(n, d_model)) for n in (1, 1 + frames))
         self.layers = nn.ModuleList(TransformerBlock(d_model, n_heads) for _ in range(n_layers))
-        self.classify = nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, n_classes))
+        self.classify = nn.Linear(d_model, n_classes)
+        linears = [layer for layer in self.modules() if isinstance(layer, nn.Linear)]
+        for weight in (self.token, self.positions, *(layer.weight for layer in linears)):
+            nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04)
+        for layer in linears:
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
     def forward(self, inputs, lengths=None):
         x, places = self.project(inputs), torch.arange(1 + inputs.shape[1], device=inputs.device)
@@ -43,7 +49,7 @@ class TransformerBlock(nn.Module):
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
         self.out = nn.Linear(d_model, d_model)
         self.mlp = nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model))
-        self.norm1, self.norm2 = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.norm1, self.norm2 = (nn.LayerNorm(d_model, eps=1e-6) for _ in range(2))
 
     def forward(self, x, mask):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
