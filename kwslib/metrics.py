@@ -29,9 +29,10 @@ def speaker_interval(correct, speakers, level=0.95, draws=2000, seed=0):
 
 
 def report(targets, predictions, speakers, labels):
-    """The `test` entry of a result file: n, speakers, accuracy, interval, macro_f1, per_word, confusion.
+    """The `test` entry of a result file: n, speakers, accuracy, interval, macro_f1, per_word, confusion, by_speaker.
 
-    A word that is never predicted has precision 0. macro_f1 averages over the words that have test clips."""
+    A word that is never predicted has precision 0. macro_f1 averages over the words that have test clips. by_speaker:
+    speaker -> [clips that are right, clips], what a comparison of models needs beside other runs' files."""
     targets, predictions = np.asarray(targets), np.asarray(predictions)
     confusion = confusion_matrix(targets, predictions, len(labels))
     hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
@@ -40,7 +41,9 @@ def report(targets, predictions, speakers, labels):
     precision, recall = ((hits / np.maximum(n, 1)).tolist() for n in (predicted, true))
     for word, *row in zip(labels, precision, recall, true.tolist()):
         result["per_word"][word] = dict(zip(("precision", "recall", "n"), row))
-    return {**result, "confusion": confusion.tolist()}
+    names, who = np.unique(speakers, return_inverse=True)
+    counts = np.stack([np.bincount(who, targets == predictions), np.bincount(who)], 1).astype(int)
+    return {**result, "confusion": confusion.tolist(), "by_speaker": dict(zip(names.tolist(), counts.tolist()))}
 
 
 def accuracy(targets, predictions, speakers):

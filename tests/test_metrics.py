@@ -50,6 +50,11 @@ def test_scikit_learn_agrees(words):
     assert json.loads(json.dumps(r, allow_nan=False)) == r
 
 
+def test_every_speaker_is_counted():
+    r = report([0, 1, 1, 0], [0, 1, 0, 0], np.array(["b", "a", "a", "b"]), ["no", "yes"])
+    assert r["by_speaker"] == {"a": [1, 2], "b": [2, 2]}
+
+
 def test_confusion_has_a_row_for_words_that_never_occur():
     assert confusion_matrix([0, 0], np.array([0, 2]), 3).tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 0]]
 
@@ -127,7 +132,11 @@ def test_result_file(corpus, finished, tmp_path):
     assert result["labels"] == sorted(WORDS) and result["parameters"] == 93_507 and result["macs"] > 0
     assert result["config"] == card["recipe"] and result["validation"] == card["validation"]
     t = result["test"]
-    assert set(t) == {"n", "speakers", "accuracy", "interval", "macro_f1", "per_word", "confusion"}
+    assert set(t) == {"n", "speakers", "accuracy", "interval", "macro_f1", "per_word", "confusion", "by_speaker"}
+    assert len(t["by_speaker"]) == 2 and np.sum(list(t["by_speaker"].values()), 0).tolist() == [
+        np.trace(t["confusion"]),
+        24,
+    ]
     assert t["n"] == 24 and t["speakers"] == 2 and np.sum(t["confusion"]) == 24
     assert t["accuracy"] == pytest.approx(np.trace(t["confusion"]) / 24)
     assert t["per_word"].keys() == WORDS.keys() and result["test_common"] is None
