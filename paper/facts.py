@@ -5,7 +5,8 @@ from __future__ import annotations
 from statistics import mean, stdev
 
 from kwslib.models.registry import MODELS
-from paper.results import by_model, label_of
+from paper.results import by_model, label_of, speaker_tables
+from paper.statistics import interval_of, mean_draws
 
 AVERAGED = ("parameters", "macs", "test.accuracy", "test.macro_f1", "test.n")
 NEAR = 0.01  # of accuracy: models this close to the best are compared by their cost
@@ -27,7 +28,7 @@ def collect_facts(runs, benchmark, claims):
 
     Keys are paths: name, claimed.accuracy, claimed.i5 CPU (claims); test.accuracy (a mean over seeds, beside std,
     interval and seeds), macs, ... (runs); latency_ms.1.p50, gpu.throughput.64, length.exponent_time, ... (benchmark).
-    Accuracies are fractions; "interval" is the mean of the runs' own 95 % intervals.
+    Accuracies are fractions; "interval" is that of the mean: see `interval_over_seeds`.
     """
     groups, timings = by_model(runs), timing_facts(benchmark)
     models = dict.fromkeys([*claims["models"], *MODELS, *timings, *groups])
@@ -72,7 +73,7 @@ def measured_facts(own):
     facts |= {
         "std": stdev(accuracies) if len(own) > 1 else None,
         "seeds": len(own),
-        "interval": [mean(run["test"]["interval"][i] for run in own) for i in (0, 1)],
+        "interval": interval_over_seeds(own),
         "common": mean(run.get("test_common.accuracy") or 0 for run in flats) or None,
         "counted": f"{own[0]['parameters']:,} ({len(own[0]['labels'])} classes)",
     }
@@ -83,13 +84,28 @@ def measured_facts(own):
     return facts
 
 
+def interval_over_seeds(own):
+    """The 95 % interval of the mean accuracy of a model's runs, seeds and speakers resampled together; of a single run
+    its own, over speakers. None where a file lacks the counts of its speakers.
+    """
+    if len(own) == 1:
+        return own[0]["test"]["interval"]
+    tables = speaker_tables(own)
+    return tables and interval_of(mean_draws({own[0]["model"]: tables})[own[0]["model"]])
+
+
 def shown(facts, key):
-    """One fact of a model as tables and pages print it: "97.42 ± 0.08", "1,506,051", "not run", "–"."""
+    """One fact of a model as tables and pages print it: "97.42 ± 0.08", "1,506,051", "not run", "not known", "–".
+
+    The interval of a single seed is marked "(one seed)".
+    """
     value = facts.get(key)
+    if value is None and key == "interval" and "seeds" in facts:
+        return "not known"
     if value is None or isinstance(value, str):
         return value or ("not run" if key in ("test.accuracy", "counted") else "–")
     if key == "interval":
-        return "–".join(f"{100 * end:.2f}" for end in value)
+        return "–".join(f"{100 * end:.2f}" for end in value) + (" (one seed)" if facts["seeds"] == 1 else "")
     if key in SHARES:
         spread = facts.get("std") if key == "test.accuracy" else None
         return f"{100 * value:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
@@ -124,8 +140,9 @@ def paper_findings(facts, corpus):
 
 def accuracy_sentence(own):
     """A model's accuracy, interval, seeds, parameters and MACs in words."""
-    seeds = f"{own['seeds']} seed{'s' if own['seeds'] > 1 else ''}"
+    interval = shown(own, "interval").replace(" (one seed)", ", one seed")
+    seeds = f", {own['seeds']} seeds" if own["seeds"] > 1 else ""
     return (
-        f"{own['name']} reaches {shown(own, 'test.accuracy')} % (95 % interval {shown(own, 'interval')}, {seeds}) with "
+        f"{own['name']} reaches {shown(own, 'test.accuracy')} % (95 % interval {interval}{seeds}) with "
         f"{shown(own, 'parameters')} parameters and {shown(own, 'macs')} M MACs"
     )

@@ -204,7 +204,7 @@ def draw_measured(ax, facts, quantity):
         for model in models:
             style, own = look(model), facts[model]
             point = own[quantity], 100 * own["test.accuracy"]
-            spread = [[abs(100 * end - point[1])] for end in own["interval"]]
+            spread = [[abs(100 * end - point[1])] for end in own["interval"] or ()] or None
             ax.errorbar(*point, spread, color=style["color"], fmt=style["marker"], capsize=2)
             mark = {key: style[key] for key in ("color", "marker", "label")}
             marks.append(Line2D([], [], linestyle="", **mark))

@@ -11,6 +11,7 @@ from pathlib import Path
 from kwslib.io import KwsError, read_csv, read_json
 from kwslib.models.registry import MODELS
 from kwslib.training.config import read_yaml
+from paper.statistics import effective_clips
 
 CLAIMS = Path(__file__).resolve().parent / "claims.yaml"
 NEEDED = {"model", "seed", "corpus", "labels", "parameters", "macs", "validation", "test", "training"}
@@ -75,6 +76,12 @@ def by_model(entries):
     return groups
 
 
+def speaker_tables(own):
+    """{speaker: [right, clips]} of each of a model's runs; None where a run's file is older than these counts."""
+    tables = [run["test"].get("by_speaker") for run in own]
+    return tables if all(tables) else None
+
+
 def chosen_run(runs):
     """The run of the highest *validation* accuracy (never chosen on the test), or None."""
     return max(runs, key=lambda run: run["validation"]["accuracy"], default=None)
@@ -98,21 +105,35 @@ def seeds_phrase(counts):
     """Caption part: what an accuracy is, where models have `counts` (a set of numbers) of seeds."""
     if set(counts) == {1}:
         return "one seed"
-    return "mean ± standard deviation over seeds" + (
-        ", a single seed where no deviation is given" if 1 in counts else ""
-    )
+    single = ", one seed where no deviation is given" if 1 in counts else ""
+    return f"mean ± standard deviation over {span(set(counts) - {1})} seeds{single}"
+
+
+def span(numbers):
+    """Whole numbers in words: "3", or "3 to 5"."""
+    return " to ".join(f"{n:,}" for n in sorted({min(numbers), max(numbers)}))
+
+
+def effective_phrase(tables):
+    """Caption part: what the test clips are worth, as a set of tables {speaker: [right, clips]} shows."""
+    worth = [effective_clips(table) for table in tables]
+    if not worth:
+        return "effective n not known"
+    return f"effective n {span({round(n) for n in worth})}, for the clips of a speaker are alike"
 
 
 def describe(runs):
-    """Caption part: corpus, n, epochs, seeds, meaning of the interval."""
+    """Caption part: corpus, n and effective n, epochs, seeds, meaning of the interval."""
     if not runs:
         return "No run has finished yet."
-    test, epochs = runs[0]["test"], sorted({run["training"]["epochs"] for run in runs})
+    test, counts = runs[0]["test"], {len(own) for own in by_model(runs).values()}
+    over = "seeds and speakers together" if max(counts) > 1 else "speakers"
+    over += " (speakers alone where there is one seed)" if min(counts) == 1 < max(counts) else ""
     return (
-        f"{source(runs)} n = {test['n']:,} test clips of {test['speakers']:,} speakers, "
-        f"{len(runs[0]['labels'])} classes; "
-        f"{' to '.join(map(str, sorted({epochs[0], epochs[-1]})))} epochs of training; "
-        f"{seeds_phrase({len(own) for own in by_model(runs).values()})}; 95 % intervals over the choice of speakers."
+        f"{source(runs)} n = {test['n']:,} test clips of {test['speakers']:,} speakers "
+        f"({effective_phrase(run['test']['by_speaker'] for run in runs if run['test'].get('by_speaker'))}), "
+        f"{len(runs[0]['labels'])} classes; after {span({run['training']['epochs'] for run in runs})} epochs; "
+        f"{seeds_phrase(counts)}; 95 % intervals of the mean by resampling {over}."
     )
 
 

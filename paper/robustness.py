@@ -17,8 +17,8 @@ import torchaudio.functional as AF
 
 from kwslib.data.audio import loudest_window, mix_at_snr, shift, to_float
 from kwslib.data.corpus import load_corpus
-from kwslib.data.tasks import SILENCE, UNKNOWN, select
-from kwslib.io import CLIP, SAMPLE_RATE, cli, write_json
+from kwslib.data.tasks import SILENCE, UNKNOWN, noise_of, select
+from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, write_json
 from kwslib.metrics import accuracy
 from kwslib.spotter import load
 from paper.statistics import calibration, roc
@@ -40,10 +40,52 @@ def pink(n, size, generator):
     return torch.fft.irfft(spectrum, n=size)
 
 
-def babble(voices, n, generator):
-    """n sums of TALKERS clips drawn from `voices` (m, size), each at the same loudness."""
-    loud = voices / voices.square().mean(1, keepdim=True).sqrt().clamp_min(1e-6)
-    return loud[torch.randint(len(voices), (n, TALKERS), generator=generator)].mean(1)
+def talkers(speakers, own, generator):
+    """For each clip, whose speaker is in `own` (n,), TALKERS clips of as many different other speakers: int64
+    (n, TALKERS), places in `speakers` (m,), the speakers of the clips to draw from. Every speaker is as likely as any.
+    """
+    names, who = np.unique(speakers, return_inverse=True)
+    order, counts = torch.from_numpy(np.argsort(who, kind="stable")), torch.from_numpy(np.bincount(who))
+    chance = torch.rand(len(own), len(names), generator=generator)
+    chance[torch.from_numpy(np.asarray(own)[:, None] == names)] = -1
+    others = chance.topk(TALKERS).indices
+    nth = (torch.rand(others.shape, generator=generator, dtype=torch.float64) * counts[others]).long()
+    return order[counts.cumsum(0)[others] - counts[others] + nth]
+
+
+def babble(corpus, own, generator):
+    """For each clip, whose speaker is in `own` (n,), TALKERS other people of the test split, each saying any word of
+    the corpus, all at the same loudness: (n, CLIP). None where there are not enough people.
+    """
+    rows = np.flatnonzero(corpus.splits == "testing")
+    if len(np.unique(corpus.speakers[rows])) <= TALKERS:
+        return None
+    picks = rows[talkers(corpus.speakers[rows], own, generator).numpy()]
+    total = torch.zeros(len(own), CLIP)
+    for column in picks.T:  # not all at once: memory
+        voices = to_float(torch.from_numpy(np.asarray(corpus.waves[column])))
+        total += voices / voices.square().mean(1, keepdim=True).sqrt().clamp_min(1e-4)
+    return total / TALKERS
+
+
+def recorded(corpus, n, generator):
+    """n random seconds, (n, CLIP), of the corpus' noise files that are kept for testing; None without such noise."""
+    try:
+        noise = to_float(torch.from_numpy(np.array(noise_of(corpus, "testing"))).flatten())
+    except KwsError:
+        return None
+    return noise.unfold(0, CLIP, 1)[torch.randint(len(noise) - CLIP + 1, (n,), generator=generator)]
+
+
+def seen_noises(recipe, labels):
+    """kind of noise -> whether a model of this recipe and these classes was trained with it.
+
+    A recipe that mixes in the corpus' background noise, or has silence as a class, hears the noise files of training:
+    Speech Commands and the synthetic corpus both have pink noise among theirs. The files that are kept for testing are
+    in no training, nor is any babble.
+    """
+    background = bool(recipe.get("background_snr") or recipe.get("background_volume") or SILENCE in labels)
+    return {"pink": background, "babble": False, "recorded": False}
 
 
 def mixed(waves, noise, snr):
@@ -83,7 +125,8 @@ def unknown_words(corpus, labels, split):
 def measure_robustness(checkpoint, corpus, seed=0):
     """The content of robustness/<run>.json: accuracy by condition, calibration, and rejection of unknown words.
 
-    Accuracies are {n, speakers, accuracy, interval}. Every model gets the same noise, which follows from `seed`.
+    Accuracies are {n, speakers, accuracy, interval}. Every model gets the same noise, which follows from `seed`; "seen"
+    says of each kind whether it was in this model's training.
     """
     spotter, corpus = load(checkpoint), load_corpus(corpus)
     task, recipe = spotter.card["recipe"]["task"], spotter.card["recipe"]
@@ -106,9 +149,13 @@ def measure_robustness(checkpoint, corpus, seed=0):
         "targets": targets.tolist(),
     }
     unknown, _ = unknown_words(corpus, [w for w in spotter.labels if w not in (UNKNOWN, SILENCE)], "testing")
-    noises = {"pink": pink(len(waves), CLIP, generator)}
-    if len(unknown) >= TALKERS:
-        noises["babble"] = babble(to_float(unknown), len(waves), generator)
+    noises = {
+        "pink": pink(len(waves), CLIP, generator),
+        "babble": babble(corpus, test.speakers, generator),
+        "recorded": recorded(corpus, len(waves), generator),
+    }
+    noises = {kind: noise for kind, noise in noises.items() if noise is not None}
+    result["seen"] = {kind: seen_noises(recipe, spotter.labels)[kind] for kind in noises}
     result["snr"] = {
         kind: {str(snr): score(mixed(waves, noise, snr), whole) for snr in SNRS} for kind, noise in noises.items()
     }

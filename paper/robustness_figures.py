@@ -20,7 +20,10 @@ def robustness_figures(found):
         f"{source(entries)} n = {entries[0]['clean']['n']:,} test clips; {several if max(counts) > 1 else 'one seed'}."
     )
     figures = {
-        "conditions": (conditions_figure(entries), f"Accuracy under conditions that were not in the training. {about}"),
+        "conditions": (
+            conditions_figure(entries),
+            f"Accuracy under changed conditions; the table says which noises were in a model's training. {about}",
+        ),
         "confidence": (
             confidence_figure(entries),
             f"Reliability, in bins of at least {FEW} clips of each model's first seed, as trained and with the "
@@ -52,8 +55,10 @@ def legend_below(fig, ax):
 
 
 def conditions_figure(entries):
-    """Accuracy against SNR in two noises, time shift, and how much of the clip is left."""
-    fig, axes = new_figure(PAGE, 4.6, 2, 2, sharey="row")
+    """Accuracy against SNR in up to three noises, time shift, and how much of the clip is left."""
+    fig, axes = new_figure(PAGE, 4.6, 2, 3, sharey="row")
+    for ax in (*axes[0, len(entries[0]["snr"]) :], axes[1, 2]):
+        ax.set_axis_off()
     for ax, kind in zip(axes[0], entries[0]["snr"]):
         accuracy_lines(ax, entries, lambda e, k=kind: e["snr"][k], "SNR (dB)", NOISES[kind])
     accuracy_lines(axes[1, 0], entries, lambda e: e["shift"], "shift (ms)", "time shift")

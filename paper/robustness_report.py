@@ -8,10 +8,11 @@ from statistics import stdev
 import numpy as np
 
 from kwslib.io import read_json
-from paper.results import by_model, corpus_name, label_of, source
-from paper.statistics import paired_bootstrap
+from paper.comparisons import METHOD, compare, comparison_rows, comparison_sentence
+from paper.results import by_model, corpus_name, effective_phrase, label_of, seeds_phrase, source
+from paper.statistics import interval_of, mean_draws
 
-NOISES = {"pink": "pink noise", "babble": "babble"}
+NOISES = {"pink": "pink noise", "babble": "babble", "recorded": "held-out noise files"}
 WAYS = {"windows": "windows", "carried": "carried state"}
 
 
@@ -33,11 +34,6 @@ def percent(part, std=None, spread=False):
     return f"{text} [{100 * part['interval'][0]:.2f}–{100 * part['interval'][1]:.2f}]" if spread else text
 
 
-def p_value(p):
-    """A bootstrap's p, never below what 10,000 draws can resolve."""
-    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
-
-
 def averaged(values):
     """The mean of results of the same shape, number by number; of texts and of lists of other things the first."""
     first = values[0]
@@ -51,27 +47,35 @@ def averaged(values):
 def over_seeds(entries):
     """One entry for each model: the mean over its seeds, "seeds" (how many), "std" (of the clean accuracies, or None).
 
-    The intervals are the means of the seeds' own; the reliability diagrams are the first seed's.
+    The clean accuracy's interval is that of the mean, seeds and speakers resampled together; the reliability diagrams
+    are the first seed's.
     """
-    means = []
-    for own in by_model(entries).values():
-        std = stdev(entry["clean"]["accuracy"] for entry in own) if len(own) > 1 else None
-        means.append(averaged(own) | {"seeds": len(own), "std": std})
+    means, draws = [], mean_draws(speaker_groups(entries))
+    for model, own in by_model(entries).items():
+        mean = averaged(own) | {"seeds": len(own), "std": None}
+        if len(own) > 1:
+            mean["std"] = stdev(entry["clean"]["accuracy"] for entry in own)
+            mean["clean"] = mean["clean"] | {"interval": interval_of(draws[model])}
+        means.append(mean)
     return means
 
 
+def speaker_groups(entries):
+    """model -> {speaker: [right, clips]} of each seed, of the clean clips."""
+    return {model: [table_of(entry) for entry in own] for model, own in by_model(entries).items()}
+
+
+def table_of(entry):
+    """{speaker: [right, clips]} of the clean clips of one result file."""
+    names, who = np.unique(entry["speakers"], return_inverse=True)
+    right = np.bincount(who, np.array(entry["predictions"]) == np.array(entry["targets"]))
+    return dict(zip(names.tolist(), zip(right.tolist(), np.bincount(who).tolist())))
+
+
 def comparisons(entries, chosen):
-    """`chosen` against every other model, on the same clips, by a paired bootstrap over speakers; seeds averaged."""
-
-    def hits(own):
-        return np.mean([np.array(entry["predictions"]) == np.array(entry["targets"]) for entry in own], 0)
-
-    groups, found = by_model(entries), {}
-    ours = groups.pop(chosen)
-    for model, theirs in groups.items():
-        found[model] = paired_bootstrap(hits(ours), hits(theirs), entries[0]["speakers"])
-        found[model]["seeds"] = [len(ours), len(theirs)]
-    return found
+    """`chosen` against every other model on the clean clips: see `comparisons.compare`."""
+    groups = speaker_groups(entries)
+    return compare(groups, [(chosen, model) for model in groups if model != chosen])
 
 
 def robustness_tables(found, chosen="mamba_light"):
@@ -87,10 +91,12 @@ def robustness_tables(found, chosen="mamba_light"):
 
 def about_clips(entries):
     """Caption part: the corpus and the clips, and what the numbers are."""
-    clean = entries[0]["clean"]
+    clean, groups = entries[0]["clean"], speaker_groups(entries)
     return (
-        f"{source(entries)} n = {clean['n']:,} test clips of {clean['speakers']:,} speakers; means over the seeds of "
-        "each model, ± standard deviation; 95 % intervals over speakers."
+        f"{source(entries)} n = {clean['n']:,} test clips of {clean['speakers']:,} speakers "
+        f"({effective_phrase(table for own in groups.values() for table in own)}); "
+        f"{seeds_phrase({len(own) for own in groups.values()})}; 95 % intervals of the mean by resampling seeds and "
+        "speakers, speakers alone where there is one seed."
     )
 
 
@@ -105,7 +111,7 @@ def conditions_table(entries):
             "seeds": str(e["seeds"]),
             f"clean{on}": percent(e["clean"], e["std"], True),
         }
-        row |= {f"{NOISES[kind]}, 0 dB{on}": percent(by["0"]) for kind, by in e["snr"].items()}
+        row |= {f"{NOISES[kind]}, 0 dB{on}": f"{percent(by['0'])} {seen(e, kind)}" for kind, by in e["snr"].items()}
         row |= {
             f"200 ms late{on}": percent(e["shift"]["200"]),
             f"0.5 s, masked{on}": percent(e["cut"]["0.5"]["masked"]),
@@ -118,31 +124,27 @@ def conditions_table(entries):
         }
         rows.append(row)
     return DataFrame(rows), (
-        "Accuracy under conditions that were not in the training, calibration, and rejection of words that were not in "
-        "the training. Pink noise, and babble of six other voices; only the loudest half second, with the rest masked "
-        f"or left as silence; 300 to 3,400 Hz and 8-bit µ-law at 8 kHz. {about_clips(entries)}"
+        "Accuracy under changed conditions, calibration, and rejection of words that were not in the training. Noise: "
+        "pink, babble of six other speakers, and noise files of the corpus that no training heard; "
+        "“seen” is what the model's recipe mixed into its training, such as pink noise among the corpus' noise files. "
+        "Only the loudest half second, with the rest masked or left as silence; 300 to 3,400 Hz and 8-bit µ-law at "
+        f"8 kHz. {about_clips(entries)}"
     )
+
+
+def seen(entry, kind):
+    """Whether a kind of noise was in the model's training, as tables print it."""
+    return {True: "(seen)", False: "(unseen)", None: "(not known)"}[entry.get("seen", {}).get(kind)]
+
+
+def named(entry):
+    """A model's name, marked where one seed is all there is of it."""
+    return label_of(entry["model"]) + (" (one seed)" if entry["seeds"] == 1 else "")
 
 
 def paired_table(entries, chosen):
     """`chosen` against every other model."""
-    from pandas import DataFrame
-
-    rows = [
-        {
-            "model": label_of(model),
-            f"{label_of(chosen)} is better by (points)": f"{100 * c['difference']:+.2f}",
-            "95 % interval": f"{100 * c['interval'][0]:+.2f} to {100 * c['interval'][1]:+.2f}",
-            "p": p_value(c["p"]).removeprefix("= "),
-            f"seeds of {label_of(chosen)} and of the model": "{} and {}".format(*c["seeds"]),
-        }
-        for model, c in comparisons(entries, chosen).items()
-    ]
-    return DataFrame(rows), (
-        "Paired bootstrap over speakers, 10,000 draws, the same clips for both models, each clip averaged over the "
-        "seeds, which are not resampled; p is two-sided and not corrected for the number of comparisons. "
-        f"{about_clips(entries)}"
-    )
+    return comparison_rows(comparisons(entries, chosen)), f"{METHOD} {about_clips(entries)}"
 
 
 def streaming_table(streams):
@@ -189,17 +191,17 @@ def findings(found, chosen="mamba_light"):
     entries = over_seeds(found["robustness"])
     best = max(entries, key=lambda e: e["clean"]["accuracy"])
     lines = [
-        f"{label_of(best['model'])} has the highest test accuracy, {percent(best['clean'], best['std'], True)} % "
+        f"{named(best)} has the highest test accuracy, {percent(best['clean'], best['std'], True)} % "
         f"(n = {best['clean']['n']:,}; seeds: {best['seeds']})."
     ]
     if any(e["model"] == chosen for e in entries):
-        lines += [paired_sentence(chosen, *pair) for pair in comparisons(found["robustness"], chosen).items()]
+        lines += map(comparison_sentence, comparisons(found["robustness"], chosen))
     for kind in entries[0]["snr"]:
         first, last = extremes((e["snr"][kind]["0"]["accuracy"], e) for e in entries)
         lines.append(
-            f"In {NOISES[kind]} at 0 dB, {label_of(last['model'])} has the highest accuracy, "
-            f"{percent(last['snr'][kind]['0'])} %, and {label_of(first['model'])} the lowest, "
-            f"{percent(first['snr'][kind]['0'])} %."
+            f"In {NOISES[kind]} at 0 dB, {named(last)} has the highest accuracy, "
+            f"{percent(last['snr'][kind]['0'])} % {seen(last, kind)}, and {named(first)} the lowest, "
+            f"{percent(first['snr'][kind]['0'])} % {seen(first, kind)}."
         )
     gain = {e["model"]: e["cut"]["0.5"]["masked"]["accuracy"] - e["cut"]["0.5"]["padded"]["accuracy"] for e in entries}
     least, most = extremes((value, model) for model, value in gain.items())
@@ -209,16 +211,15 @@ def findings(found, chosen="mamba_light"):
     )
     least, most = extremes((e["calibration"]["error"], e) for e in entries)
     lines.append(
-        f"The calibration error ranges from {least['calibration']['error']:.3f} ({label_of(least['model'])}) to "
-        f"{most['calibration']['error']:.3f} ({label_of(most['model'])}); with a temperature fitted on validation it "
+        f"The calibration error ranges from {least['calibration']['error']:.3f}, {named(least)}, to "
+        f"{most['calibration']['error']:.3f}, {named(most)}; with a temperature fitted on validation it "
         f"is at most {max(e['calibration']['error_scaled'] for e in entries):.3f}."
     )
     if known := [(e["open_set"]["area"], e) for e in entries if "open_set" in e]:
         least, most = extremes(known)
         lines.append(
-            f"By its confidence, {label_of(most['model'])} is the best at rejecting unknown words (area under the "
-            f"curve {most['open_set']['area']:.3f}), {label_of(least['model'])} the worst "
-            f"({least['open_set']['area']:.3f})."
+            f"Rejecting unknown words by its confidence, {named(most)} has the largest area under the curve, "
+            f"{most['open_set']['area']:.3f}, and {named(least)} the smallest, {least['open_set']['area']:.3f}."
         )
     lines += [
         f"In {w['test']['hours']:g} h of synthetic stream, {label_of(s['model'])} trained on {task_of(s)} "
@@ -235,12 +236,3 @@ def extremes(pairs):
     """Of (number, thing) pairs the things with the smallest and with the largest number, the first of equal ones."""
     pairs = list(pairs)
     return min(pairs, key=lambda pair: pair[0])[1], max(pairs, key=lambda pair: pair[0])[1]
-
-
-def paired_sentence(chosen, model, c):
-    """Whether `chosen` is better than `model`, with the difference, its interval and p."""
-    low, high = (100 * end for end in c["interval"])
-    numbers = f"{100 * c['difference']:+.2f} points ({low:+.2f} to {high:+.2f}, p {p_value(c['p'])})"
-    if low > 0 or high < 0:
-        return f"{label_of(chosen)} is {'better' if low > 0 else 'worse'} than {label_of(model)}: {numbers}."
-    return f"There is no significant difference between {label_of(chosen)} and {label_of(model)}: {numbers}."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from paper.comparisons import comparison_tables
 from paper.facts import collect_facts, shown
 from paper.results import chosen_run, corpus_name, describe, label_of, timed_on, trained_on
 
@@ -32,7 +33,8 @@ def text_table(rows, columns):
 
 
 def paper_tables(runs, benchmark, claims, whole=()):
-    """name -> (DataFrame, caption) of what does not depend on the machine: variants, comparison, rivals, per_word.
+    """name -> (DataFrame, caption) of what does not depend on the machine: variants, comparison, rivals, per_word;
+    comparisons and without_speaker where the runs say of every speaker how many of the clips were right.
 
     benchmark: read for the sizes of models that have not been run. whole: the runs of `whole_corpus`, which have a
     column of their own in the variants.
@@ -45,7 +47,7 @@ def paper_tables(runs, benchmark, claims, whole=()):
     }
     if runs:
         tables["per_word"] = per_word_table(chosen_run(runs))
-    return tables
+    return tables | comparison_tables(runs)
 
 
 def timing_tables(runs, benchmark, claims):

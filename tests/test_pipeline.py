@@ -52,7 +52,7 @@ def test_every_stage_depends_on_whole_rooms_and_existing_files(root):
                 assert inside in ([], *alone), f"{path} {name} names files of a room: {inside}"
 
 
-DRAWING = ("diagrams", "facts", "figure_style", "figures", "results", "tables", "writing")
+DRAWING = "comparisons diagrams facts figure_style figures results statistics tables writing".split()
 DRAWING = {f"paper/{name}.py" for name in DRAWING}
 COMMANDS = {"kwslib/cli.py"}  # imports what a command needs when it runs: not followed
 

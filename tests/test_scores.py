@@ -29,27 +29,6 @@ def test_area_agrees_with_scikit_learn():
     assert found["known_at_5"] == pytest.approx((known > threshold).mean()) and (unknown > threshold).mean() <= 0.05
 
 
-def test_paired_bootstrap_finds_a_difference_and_finds_none():
-    rng = np.random.default_rng(2)
-    speakers = rng.integers(150, size=1500)
-    base = rng.random(1500) < 0.9
-    better = base | (rng.random(1500) < 0.3)
-    found = statistics.paired_bootstrap(better, base, speakers, 2000)
-    assert found["difference"] == pytest.approx(better.mean() - base.mean())
-    assert found["interval"][0] > 0 and found["p"] <= 0.01
-    assert statistics.paired_bootstrap(base, better, speakers, 2000)["difference"] == -found["difference"]
-    same = statistics.paired_bootstrap(base, base, speakers, 1000)
-    assert same["difference"] == 0 and same["p"] == 1
-
-
-def test_paired_bootstrap_resamples_speakers():
-    """One speaker's hundred clips are one piece of evidence, not a hundred."""
-    speakers = np.repeat([0, 1, 2, 3], 100)
-    better, worse = np.ones(400), np.r_[np.zeros(100), np.ones(300)]
-    assert statistics.paired_bootstrap(better, worse, speakers, 2000)["p"] > 0.2
-    assert statistics.paired_bootstrap(better, worse, np.arange(400), 2000)["p"] < 0.01
-
-
 def test_calibration_error_by_hand():
     p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
     error, diagram = statistics.calibration_error(p, torch.tensor([0, 1, 0, 0]))
@@ -91,11 +70,45 @@ def test_pink_noise_falls_three_decibels_an_octave():
     assert torch.allclose(octaves[:-1] / octaves[1:], torch.tensor(2.0), rtol=0.1)
 
 
-def test_babble_is_of_several_voices_and_follows_its_seed():
-    voices = torch.randn(30, 400)
-    a, b = (robustness.babble(voices, 5, torch.Generator().manual_seed(s)) for s in (0, 0))
-    assert torch.equal(a, b) and a.shape == (5, 400)
-    assert not torch.equal(a, robustness.babble(voices, 5, torch.Generator().manual_seed(1)))
+def test_babble_is_of_six_other_speakers():
+    rng = np.random.default_rng(0)
+    speakers = np.repeat([f"s{i}" for i in range(9)], rng.integers(1, 12, 9))
+    own = np.array(["s0", "s8", "s3", "nobody"] * 50)
+    picks = robustness.talkers(speakers, own, torch.Generator().manual_seed(0))
+    heard = speakers[picks.numpy()]
+    assert heard.shape == (200, 6) and all(len(set(row)) == 6 and who not in row for row, who in zip(heard, own))
+    assert set(picks.ravel().tolist()) == set(range(len(speakers)))  # every clip of every speaker comes up
+    again = robustness.talkers(speakers, own, torch.Generator().manual_seed(0))
+    assert torch.equal(picks, again)
+
+
+def test_babble_has_all_words_of_the_test_split_and_needs_six_others():
+    from types import SimpleNamespace
+
+    rng = np.random.default_rng(0)
+    waves = (3000 * np.sin(np.arange(16000) / np.arange(2, 18)[:, None])).astype(np.int16)
+    speakers, splits = np.array([f"s{i % 8}" for i in range(16)]), np.array(["testing"] * 16)
+    corpus = SimpleNamespace(waves=waves, speakers=speakers, splits=splits)
+    out = robustness.babble(corpus, speakers, torch.Generator().manual_seed(int(rng.integers(9))))
+    unit = torch.from_numpy(waves / 32768).float()
+    unit = unit / unit.square().mean(1, keepdim=True).sqrt()
+    weights = torch.linalg.lstsq(unit.T, out.T).solution.T * 6  # how often each clip is in each babble
+    assert torch.allclose(weights, weights.round(), atol=1e-3) and (weights.round().sum(1) == 6).all()
+    assert (weights.round().max(0).values == 1).all()  # no word is left out
+    assert (weights[speakers[:, None] == speakers].abs() < 1e-3).all()
+    splits[5::8] = "training"
+    splits[6::8] = "validation"
+    assert robustness.babble(corpus, speakers, torch.Generator()) is None  # six speakers are left, five others
+
+
+def test_noise_is_seen_where_the_recipe_mixes_in_noise_files():
+    assert robustness.seen_noises({"background_snr": None}, ["yes"]) == {
+        "pink": False,
+        "babble": False,
+        "recorded": False,
+    }
+    for recipe, labels in (({"background_snr": [5, 20]}, []), ({"background_volume": 0.1}, []), ({}, ["_silence_"])):
+        assert robustness.seen_noises(recipe, labels) == {"pink": True, "babble": False, "recorded": False}
 
 
 def test_shift_moves_and_zeros_come_in():

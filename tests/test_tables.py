@@ -35,10 +35,21 @@ def test_measured_numbers_are_means_over_seeds_in_a_column_of_their_own(built):
     assert small["counted here"] == "461,091 (3 classes)"
     assert small["claimed accuracy, V2-35 validation (%)"] == "97.42"
     assert small["measured accuracy, synthetic corpus “beeps” test (%)"] == "92.00 ± 2.83"
-    assert small["95 % interval"] == "87.00–96.00" and small["test clips"] == "60" and small["seeds"] == "2"
+    low, high = map(float, small["95 % interval"].split("–"))
+    assert low < 92 < high and small["test clips"] == "60" and small["seeds"] == "2"
     assert "403,779" in small["why they differ"]
     one_seed = row(built["variants"], "MobileNetV2 0.35")
     assert one_seed["measured accuracy, synthetic corpus “beeps” test (%)"] == "95.00"
+    assert one_seed["95 % interval"] == "90.00–99.00 (one seed)"  # the run's own
+
+
+def test_an_interval_of_several_seeds_is_not_known_from_older_files(tmp_path, claims):
+    runs = [a_run("mamba_mel_small", 0, 0.90), a_run("mamba_mel_small", 1, 0.94)]
+    del runs[0]["test"]["by_speaker"]
+    made = paper_tables(load_runs(a_folder(tmp_path / "old", runs)), None, claims)
+    df, caption = made["comparison"]
+    assert row(made["comparison"], "Mamba-Mel Small")["95 % interval"] == "not known" and "comparisons" not in made
+    assert row(made["comparison"], "KWT-1")["95 % interval"] == "–" and "effective n " in caption
 
 
 def test_models_without_result_are_listed_as_not_run(built, claims):
@@ -72,12 +83,12 @@ def test_comparison_and_timings_are_those_of_the_files(built):
 def test_a_synthetic_corpus_is_named_so_in_every_caption_and_measured_column(built):
     for name in ("variants", "comparison", "per_word"):
         df, caption = built[name]
-        assert "synthetic corpus “beeps”" in caption and "n = 60 test clips of 7 speakers" in caption
+        assert "synthetic corpus “beeps”" in caption and "n = 60 test clips of 7 speakers (effective n " in caption
+        assert "after 3 epochs" in caption
         assert all("synthetic" in c for c in df.columns if is_measured(c))
-    assert (
-        "; mean ± standard deviation over seeds, a single seed where no deviation is given;" in built["comparison"][1]
-    )
-    assert "; one seed;" in built["per_word"][1]
+    seeds = "; mean ± standard deviation over 2 seeds, one seed where no deviation is given; "
+    assert seeds + "95 % intervals of the mean by resampling seeds and speakers together (" in built["comparison"][1]
+    assert "; one seed; 95 % intervals of the mean by resampling speakers." in built["per_word"][1]
     assert "MobileNetV2 0.35, seed 0" in built["per_word"][1]  # best on validation
     assert list(row(built["per_word"], "go")) == ["81.25", "75.12", "20"]
 
@@ -183,11 +194,8 @@ def test_tables_are_written_as_markdown_csv_and_escaped_latex(built, tmp_path):
 def test_what_does_not_depend_on_the_machine_names_none(results, claims):
     runs, benchmark = load_runs(results), load_benchmark(results)
     still, timed = paper_tables(runs, benchmark, claims), timing_tables(runs, benchmark, claims)
-    assert set(still) == {"variants", "comparison", "rivals", "per_word"} and set(timed) == {
-        "cost",
-        "benchmark",
-        "length",
-    }
+    assert set(still) == {"variants", "comparison", "rivals", "per_word", "comparisons"}
+    assert set(timed) == {"cost", "benchmark", "length"}
     for df, caption in still.values():
         assert "Test_CPU" not in caption and not any("ms" in c.split() or "clips/s" in c for c in df.columns)
     assert all("Test_CPU" in caption for _, caption in timed.values())
@@ -197,7 +205,7 @@ def test_findings_say_what_the_tables_say(results, claims):
     facts = collect_facts(load_runs(results), None, claims)
     text = paper_findings(facts, "beeps")
     assert "2 of 17 models have been run on: beeps." in text
-    assert "The highest test accuracy: MobileNetV2 0.35 reaches 95.00 % (95 % interval 90.00–99.00, 1 seed)" in text
+    assert "The highest test accuracy: MobileNetV2 0.35 reaches 95.00 % (95 % interval 90.00–99.00, one seed)" in text
     assert "The lowest test accuracy: Mamba-Mel Small reaches 92.00 ± 2.83 %" in text and "2 seeds" in text
     assert paper_findings(collect_facts([], None, claims), "beeps") == "- No run has finished yet."
 

@@ -1,0 +1,206 @@
+"""Which models differ? Their mean accuracies over seeds, compared on the same test speakers, from result files alone.
+
+    python -m paper.comparisons subset
+
+writes results/subset/comparisons.json. Compared are every model with Mamba-Light and with Mamba-Mel Small, and the
+neighbours in rank. Seeds and speakers are resampled together (`statistics.mean_draws`); the p values of all these
+comparisons are one family, corrected by Holm.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+
+from kwslib.io import KwsError, cli, write_json
+from paper.results import by_model, describe, label_of, load_runs, speaker_tables
+from paper.statistics import DRAWS, effective_clips, holm, interval_of, mean_draws, two_sided_p
+
+ANCHORS = ("mamba_light", "mamba_mel_small")
+FEWEST = 3  # seeds on each side: with fewer, how much seeds differ is not known, and there is no p
+LEVEL = 0.05
+SPEAKER = "3f2b358d"  # of Speech Commands V2: 20 of its test clips are nearly silent
+METHOD = (
+    f"Difference of the means over seeds, in points; 95 % intervals and two-sided p by {DRAWS:,} bootstrap draws of "
+    "seeds and test speakers together, the speakers the same for both sides; p corrected by Holm for all comparisons "
+    f"that have one. No p where a side has fewer than {FEWEST} seeds: that interval is over speakers and the few "
+    "seeds."
+)
+
+
+def share(table):
+    """The accuracy that {speaker: [right, clips]} gives."""
+    right, clips = (sum(column) for column in zip(*table.values()))
+    return right / clips
+
+
+def known_groups(runs):
+    """model -> the speaker tables of its seeds, those models alone whose files have them all."""
+    tables = {model: speaker_tables(own) for model, own in by_model(runs).items()}
+    return {model: own for model, own in tables.items() if own}
+
+
+def pairs_of(groups, anchors=ANCHORS):
+    """The pairs to compare: each anchor with every other model, then neighbours in rank of accuracy, the better first;
+    no pair twice.
+    """
+    rank = sorted(groups, key=lambda model: -mean(map(share, groups[model])))
+    pairs = [(anchor, other) for anchor in anchors if anchor in groups for other in rank if other != anchor]
+    found = {}
+    for pair in [*pairs, *pairwise(rank)]:
+        found.setdefault(frozenset(pair), pair)
+    return list(found.values())
+
+
+def compare(groups, pairs, draws=DRAWS, seed=0):
+    """[{models, seeds, difference, interval, p, holm}] of pairs of `groups` (model -> its seeds' tables); fractions.
+
+    p and holm, the p corrected for this family, are None where a side has fewer than FEWEST seeds.
+    """
+    means, found = mean_draws(groups, draws, seed), []
+    for pair in pairs:
+        ours, theirs = (groups[model] for model in pair)
+        gain, seeds = means[pair[0]] - means[pair[1]], [len(ours), len(theirs)]
+        entry = {"models": list(pair), "seeds": seeds, "difference": mean(map(share, ours)) - mean(map(share, theirs))}
+        p = two_sided_p(gain) if min(seeds) >= FEWEST else None
+        found.append({**entry, "interval": interval_of(gain), "p": p, "holm": None})
+    tested = [entry for entry in found if entry["p"] is not None]
+    for entry, adjusted in zip(tested, holm([entry["p"] for entry in tested])):
+        entry["holm"] = adjusted
+    return found
+
+
+def without_speaker(runs, speaker=SPEAKER):
+    """model -> {clips, with, without}: its mean accuracy with and without one speaker, and how many clips that has.
+
+    Models whose files do not have the counts, or not the speaker, are left out.
+    """
+    found = {}
+    for model, tables in known_groups(runs).items():
+        if all(speaker in table and len(table) > 1 for table in tables):
+            rest = [{s: row for s, row in table.items() if s != speaker} for table in tables]
+            found[model] = {"clips": tables[0][speaker][1]}
+            found[model] |= {"with": mean(map(share, tables)), "without": mean(map(share, rest))}
+    return found
+
+
+def compare_runs(runs):
+    """The content of comparisons.json. Raises KwsError where the files lack the counts of each speaker."""
+    groups = known_groups(runs)
+    if len(groups) < 2:
+        raise KwsError("fewer than two models have result files with test.by_speaker; test them again with kws test")
+    return {
+        "draws": DRAWS,
+        "speakers": len(groups[next(iter(groups))][0]),
+        "models": {
+            model: {
+                "seeds": len(own),
+                "accuracy": mean(map(share, own)),
+                "effective_n": mean(map(effective_clips, own)),
+            }
+            for model, own in groups.items()
+        },
+        "comparisons": compare(groups, pairs_of(groups)),
+        "without_speaker": {"speaker": SPEAKER, "models": without_speaker(runs)},
+        "not_known": sorted(set(by_model(runs)) - set(groups)),
+    }
+
+
+# -- in words
+
+
+def seeds_text(seeds):
+    """Why there is no p: "one seed", "two seeds"; None where both sides, of `seeds`, have enough."""
+    return {1: "one seed", 2: "two seeds"}.get(min(seeds))
+
+
+def p_text(p):
+    """A p as text, never below what the draws can resolve."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def verdict(entry):
+    """What a comparison says of its first model: "better", "worse", "no significant difference", or "one seed"."""
+    if few := seeds_text(entry["seeds"]):
+        return few
+    if entry["holm"] >= LEVEL:
+        return "no significant difference"
+    return "better" if entry["difference"] > 0 else "worse"
+
+
+def comparison_rows(entries):
+    """DataFrame of text, one row for each comparison."""
+    from pandas import DataFrame
+
+    return DataFrame(
+        {
+            "model": label_of(e["models"][0]),
+            "compared with": label_of(e["models"][1]),
+            "difference (points)": f"{100 * e['difference']:+.2f}",
+            "95 % interval": f"{100 * e['interval'][0]:+.2f} to {100 * e['interval'][1]:+.2f}",
+            "p": p_text(e["p"]) if e["p"] is not None else "–",
+            "p, corrected": p_text(e["holm"]) if e["holm"] is not None else "–",
+            "seeds": "{} and {}".format(*e["seeds"]),
+            "the first is": verdict(e),
+        }
+        for e in entries
+    )
+
+
+def comparison_sentence(entry):
+    """A comparison as a sentence with its numbers."""
+    (ours, theirs), (low, high) = map(label_of, entry["models"]), (100 * end for end in entry["interval"])
+    numbers = f"{100 * entry['difference']:+.2f} points ({low:+.2f} to {high:+.2f}"
+    if few := seeds_text(entry["seeds"]):
+        return f"{ours} minus {theirs}, {few}: {numbers}; no p)."
+    numbers += f", corrected p {'' if entry['holm'] < 0.001 else '= '}{p_text(entry['holm'])})"
+    if verdict(entry) == "no significant difference":
+        return f"There is no significant difference between {ours} and {theirs}: {numbers}."
+    return f"{ours} is {verdict(entry)} than {theirs}: {numbers}."
+
+
+def comparison_tables(runs):
+    """name -> (DataFrame, caption): comparisons, and without_speaker where that speaker is in the test; both are left
+    out where the result files lack the counts.
+    """
+    from pandas import DataFrame
+
+    groups, tables = known_groups(runs), {}
+    if len(groups) > 1:
+        caption = f"{METHOD} {describe([run for run in runs if run['model'] in groups])}"
+        tables["comparisons"] = comparison_rows(compare(groups, pairs_of(groups))), caption
+    if found := without_speaker(runs):
+        rows = [
+            {
+                "model": label_of(model),
+                "accuracy (%)": f"{100 * own['with']:.2f}",
+                f"without {SPEAKER} (%)": f"{100 * own['without']:.2f}",
+                "change (points)": f"{100 * (own['without'] - own['with']):+.2f}",
+            }
+            for model, own in found.items()
+        ]
+        clips = next(iter(found.values()))["clips"]
+        caption = (
+            f"Test accuracy with and without one speaker, {SPEAKER}, whose {clips} clips include nearly silent ones."
+        )
+        tables["without_speaker"] = DataFrame(rows), f"{caption} {describe(runs)}"
+    return tables
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("profile", help="whose results/<profile>/runs are compared")
+    parser.add_argument("--results", default="results", help="folder of the profiles' results")
+    a = parser.parse_args(argv)
+    folder = Path(a.results) / a.profile
+    found = compare_runs(load_runs(folder))
+    write_json(folder / "comparisons.json", found)
+    for entry in found["comparisons"]:
+        print(comparison_sentence(entry))
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)
