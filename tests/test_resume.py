@@ -10,18 +10,22 @@ import time
 import pytest
 import torch
 from conftest import ROOT
-from small_runs import MAMBA, recipe, run, same
+from small_runs import MAMBA, recipe, run, same, write_tones
 
 from kwslib import io as kws_io
 from kwslib.checkpoint import read_checkpoint
 from kwslib.io import KwsError, read_csv
 from kwslib.models.registry import MODELS, build
 from kwslib.training import loop as training
-from kwslib.training.config import Config
+from kwslib.training.config import Config, load_config
+from kwslib.training.device import Place
 from kwslib.training.optim import Schedule, make_optimizer
 from kwslib.training.resume import Run, recipe_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+CPU = torch.device("cpu")
 
 
 def test_mamba_learns_and_repeats_itself_after_a_break(corpus, tmp_path, monkeypatch):
@@ -108,6 +112,16 @@ def test_two_processes_train_one_model(corpus, tmp_path):
     )
 
 
+def test_two_processes_report_what_both_saw(monkeypatch):
+    """Sums of both: of a process's loss, hits and clips alone the first would report its own share."""
+    place = Place(Config(device="cpu"))
+    monkeypatch.setattr(place, "world", 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda total: total.add_(torch.tensor([3.0, 1.0, 4.0])))
+    total = torch.tensor([1.0, 3.0, 4.0])
+    place.add_up(total)
+    assert total.tolist() == [4, 4, 8]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "novograd"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_takes_the_same_step_after_a_break(tmp_path, name, optimizer):
@@ -126,7 +140,8 @@ def test_every_model_takes_the_same_step_after_a_break(tmp_path, name, optimizer
         torch.manual_seed(0)
         model = build(name, 3)
         card = {"recipe": recipe_of(config), "corpus": {"checksum": "0"}}
-        return Run(model, make_optimizer(model, config, torch.device("cpu")), config.ema, card)
+        optimizer, scaler = make_optimizer(model, config, CPU), torch.amp.GradScaler(enabled=False)
+        return Run(model, optimizer, scaler, config.ema, card)
 
     first, second = fresh(), fresh()
     step(first, 1)
@@ -137,6 +152,37 @@ def test_every_model_takes_the_same_step_after_a_break(tmp_path, name, optimizer
     for a, b in zip(first.model.state_dict().items(), second.model.state_dict().items()):
         assert a[0] == b[0] and torch.equal(a[1], b[1]), a[0]
     assert all(torch.equal(v, second.average.weights[k]) for k, v in first.average.weights.items())
+
+
+@pytest.fixture(scope="module")
+def two_words(tmp_path_factory):
+    """A corpus of sixteen training clips."""
+    few = {"training": 4, "validation": 1, "testing": 1}
+    return write_tones(tmp_path_factory.mktemp("few") / "tones", {"high": 2400, "low": 300}, few, takes=2)
+
+
+def smallest(name):
+    """Options with which model `name` is small."""
+    small = {"d_model": 16, "n_layers": 1, "repeats": 1, "channels": 8, "width": 8}
+    return {k: 0.1 if isinstance(v, float) else small[k] for k, v in MODELS[name].options.items() if k in small}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_resumes_to_the_same_bits(two_words, tmp_path, monkeypatch, name):
+    """With its own recipe."""
+
+    def train(out):
+        place = dict(corpus=two_words, out=tmp_path / out, precision="fp32", device="cpu", threads=1)
+        config = load_config(name, model_options=smallest(name), batch_size=6, epochs=2, **place)
+        return training.train(config, progress=False)
+
+    train("whole")
+    broken_after(monkeypatch, 5)  # the files of the first epoch
+    with pytest.raises(KeyboardInterrupt):
+        train("run")
+    monkeypatch.undo()
+    card = train("run")
+    assert same(tmp_path / "whole", tmp_path / "run") and card["training"]["resumed"] == 1
 
 
 def test_a_damaged_resume_file_is_named(corpus, tmp_path):

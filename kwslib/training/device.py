@@ -6,11 +6,12 @@ import sys
 import torch
 import torch.distributed as dist
 
+from kwslib.io import KwsError
 from kwslib.machine import autocast_to, keep_memory, pick_device, pick_precision
 
 
 class Place:
-    """rank of world processes; device; bf16, whether steps compute in it."""
+    """rank of world processes; device; precision, in which steps compute; scaler of the loss, for fp16 only."""
 
     def __init__(self, config):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -22,11 +23,18 @@ class Place:
             keep_memory()
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.bf16 = pick_precision(config.precision, self.device)
+        self.precision = "bf16" if pick_precision(config.precision, self.device) else "fp32"
+        if config.precision == "fp16":
+            self.precision = "fp16"
+            if self.device.type != "cuda":
+                raise KwsError(f"precision is fp16 but device is {self.device}; set precision to auto, or use a GPU")
+        self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision == "fp16")
 
     def autocast(self):
-        """The context of a forward pass."""
-        return autocast_to(self.device, self.bf16)
+        """The context of a training step's forward pass."""
+        if self.precision == "fp16":
+            return torch.autocast("cuda", torch.float16)
+        return autocast_to(self.device, self.precision == "bf16")
 
     def parallel(self, model):
         """The model, with gradients averaged over all processes."""
@@ -37,6 +45,11 @@ class Place:
         if self.world > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
+
+    def add_up(self, total):
+        """The sum of a tensor over all processes, in its place."""
+        if self.world > 1:
+            dist.all_reduce(total)
 
     def wait(self):
         """Nobody leaves before the files are whole."""

@@ -44,7 +44,7 @@ def train(config, progress=True):
     torch.manual_seed(config.seed)
     frontend = frontend_of(config).to(place.device)
     model = build(config.model, len(training.labels), **config.model_options).to(place.device)
-    run = Run(model, make_optimizer(model, config, place.device), config.ema, card)
+    run = Run(model, make_optimizer(model, config, place.device), place.scaler, config.ema, card)
     if run.load(out / RESUME):
         place.note(f"continuing {config.model} after epoch {run.epoch}")
     else:
@@ -58,24 +58,27 @@ def train(config, progress=True):
     batches = training_batches(config, place, corpus, training, frontend, normalise)
     checks = Batches(validation, frontend, normalise, 256, place.device, full=config.lengths == "full")
     schedule, parallel = Schedule(config, len(batches)), place.parallel(model)
+    note_size(place, config, batches, len(training.targets))
 
     while run.epoch < config.epochs:
         epoch, started = run.epoch, time.perf_counter()
         torch.manual_seed(epoch_seed(config.seed, epoch, place.rank))  # dropout
         rates = [schedule(epoch * len(batches) + i) * run.lr_scale for i in range(len(batches))]
+        if config.guard == "published" and run.collapsed(config.guard):
+            rates[0] = max(rates[0] / 5, 1e-6)
         loss = train_epoch(parallel, run.optimizer, batches, epoch, config, rates, place, run.average, progress)
         run.trained += time.perf_counter() - started
         place.share_buffers(model)
-        check = validate(run.judged(), checks, place)
+        check = validate(run.judged(), checks)
         run.seconds += time.perf_counter() - started
         run.end_epoch(rates[-1], *loss, *check)
         report_epoch(place, config, run, batches.clips())
-        if check[1] < run.best / 2:
-            run.go_back()
+        if run.collapsed(config.guard):
+            run.go_back(config.guard)
             place.say(f"validation accuracy halved: back to epoch {run.best_epoch}, learning rate / 5")
         run.card["validation"] = {"accuracy": run.best, "epoch": run.best_epoch, "n": len(validation.targets)}
         run.card["training"] = {"epochs": run.epoch, "clips": len(training.targets)}
-        run.card["training"] |= {"precision": "bf16" if place.bf16 else "fp32", "processes": place.world}
+        run.card["training"] |= {"precision": place.precision, "processes": place.world, "resumed": run.resumed}
         run.card["finished"] = run.epoch == config.epochs
         if place.first:
             run.write(out, batches.clips())
@@ -106,7 +109,7 @@ def training_batches(config, place, corpus, training, frontend, normalise):
 def train_epoch(model, optimizer, batches, epoch, config, rates, place, average=None, progress=False):
     """One pass over the training clips, step i at the learning rate rates[i].
 
-    Returns mean loss and accuracy (on augmented clips). Raises KwsError where the loss is no number."""
+    Returns mean loss and accuracy on augmented clips, all processes'. Raises KwsError where the loss is no number."""
     rng, device = np.random.default_rng([config.seed, epoch]), place.device
     model.train()
     total = torch.zeros(3, device=device)
@@ -125,9 +128,11 @@ def train_epoch(model, optimizer, batches, epoch, config, rates, place, average=
                 blended = F.cross_entropy(logits, targets[other], label_smoothing=config.label_smoothing)
                 loss = share * loss + (1 - share) * blended
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            place.scaler.scale(loss).backward()
+            place.scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-            optimizer.step()
+            place.scaler.step(optimizer)
+            place.scaler.update()
             if average is not None:
                 average.update(getattr(model, "module", model))
             with torch.no_grad():
@@ -137,23 +142,31 @@ def train_epoch(model, optimizer, batches, epoch, config, rates, place, average=
             bar.update()
             if i % 10 == 9 and not bar.disable:
                 bar.set_postfix_str(f"loss {total[0] / total[2]:.3f} accuracy {total[1] / total[2]:.1%}")
+    place.add_up(total)
     if not math.isfinite(total[0]):
         raise KwsError(f"the loss is not a number in epoch {epoch + 1}; lower lr ({config.lr}) or use precision: fp32")
     return (total[0] / total[2]).item(), (total[1] / total[2]).item()
 
 
 @torch.no_grad()
-def validate(model, batches, place):
-    """Mean cross-entropy and accuracy over every clip of `batches`."""
+def validate(model, batches):
+    """Mean cross-entropy (no smoothing) and accuracy over every clip of `batches`, in float32 as the test is read."""
     model.eval()
     loss = hits = count = 0
     for inputs, targets, lengths in batches.all():
-        with place.autocast():
-            logits = model(inputs, lengths).float()
+        logits = model(inputs, lengths)
         loss += F.cross_entropy(logits, targets, reduction="sum").item()
         hits += (logits.argmax(1) == targets).sum().item()
         count += len(targets)
     return loss / count, hits / count
+
+
+def note_size(place, config, batches, clips):
+    """Say what a corpus too small for its batches costs: few steps, and clips left out."""
+    if len(batches) < 10:
+        place.note(f"an epoch has only {len(batches)} steps; a batch_size below {config.batch_size} gives more")
+    if left := clips - batches.clips():
+        place.note(f"an epoch leaves out {left} of {clips} clips, which fill no batch of {config.batch_size}")
 
 
 def progress_bar(total, label, shown):

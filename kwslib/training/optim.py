@@ -7,21 +7,21 @@ import torch
 
 
 def make_optimizer(model, config, device):
-    """`config.optimizer` over the weights of `model`. adamw: as the paper trains, without decay where Mamba's authors
-    want none. sgd (momentum 0.9) and novograd decay every weight, as BC-ResNet's and MatchboxNet's authors do."""
-    lr, decay = config.lr, config.weight_decay
+    """`config.optimizer` over the weights of `model`, which decay as `config.decay` says; sgd has momentum 0.9."""
+    groups = parameter_groups(model, config.weight_decay, config.decay)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameter_groups(model, decay), lr=lr, fused=device.type != "mps")
+        return torch.optim.AdamW(groups, lr=config.lr, fused=device.type != "mps")
     if config.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=decay)
-    return NovoGrad(model.parameters(), lr=lr, weight_decay=decay)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+    return NovoGrad(groups, lr=config.lr)
 
 
-def parameter_groups(model, weight_decay):
-    """Decay for matrices and kernels; none for biases, norms and Mamba's A_log, D (as Mamba's authors train it)."""
+def parameter_groups(model, weight_decay, decay="matrices"):
+    """matrices: decay for matrices and kernels; none for biases, norms and Mamba's A_log, D, as Mamba's authors want.
+    all: decay for every weight, as the published runs (they ignored those wishes), BC-ResNet and MatchboxNet train."""
     groups = {"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}
     for p in model.parameters():
-        groups[p.dim() <= 1 or getattr(p, "no_decay", False)]["params"].append(p)
+        groups[decay == "matrices" and (p.dim() <= 1 or getattr(p, "no_decay", False))]["params"].append(p)
     return list(groups)
 
 
@@ -46,16 +46,21 @@ class NovoGrad(torch.optim.Optimizer):
 
 
 class Schedule:
-    """Learning rate of a step: linear warm-up, then down to `final_lr` of the peak. cosine: the paper's. hold: the peak
-    for 45 % of the steps, then a quadratic fall (MatchboxNet). steps: 1, 1/5 and 1/25 of the peak for a third of the
-    steps each (Hello Edge)."""
+    """Learning rate of a step: linear warm-up over `warmup` of the run, then down to `final_lr` of the peak, over
+    `horizon` runs. cosine: the last step has the last rate. clamped: the published one, whose first step has rate 0 and
+    whose cosine falls to 0 but is cut off at `final_lr`. hold: the peak for 45 % of the steps, then a quadratic fall
+    (MatchboxNet). steps: 1, 1/5 and 1/25 of the peak for a third of the steps each (Hello Edge)."""
 
     def __init__(self, config, steps_per_epoch):
         self.kind, self.peak, self.final = config.schedule, config.lr, config.final_lr
-        self.total = steps_per_epoch * (config.schedule_epochs or config.epochs)
-        self.warmup = max(1, round(config.warmup * self.total))
+        steps = steps_per_epoch * config.epochs
+        self.total = round(config.horizon * steps)
+        self.warmup = max(0 if self.kind == "clamped" else 1, round(config.warmup * steps))
 
     def __call__(self, step):
+        if self.kind == "clamped":
+            falls = (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.total - self.warmup))) / 2
+            return self.peak * (step / self.warmup if step < self.warmup else max(self.final, falls))
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
         done = min(1.0, (step + 1 - self.warmup) / max(1, self.total - self.warmup))  # 1 at the last step

@@ -1,5 +1,6 @@
 """What makes two runs the same run, and the file with which a killed run continues."""
 
+import math
 from collections import defaultdict
 
 import torch
@@ -19,9 +20,11 @@ def recipe_of(config):
 
 
 def same_run(saved, card):
-    """Whether recipe and corpus are the same; a key that was not known when `saved` was written had its default."""
+    """Whether recipe and corpus are the same; a key that was unknown when `saved` was written had its default, and one
+    that is unknown now (schedule_epochs) counts where it was set."""
     defaults = recipe_of(Config())
-    recipe = {k: defaults[k] for k in card["recipe"]} | saved["recipe"]
+    recipe = {k: v for k, v in saved["recipe"].items() if k in defaults or v is not None}
+    recipe = {k: defaults[k] for k in card["recipe"]} | recipe
     return recipe == card["recipe"] and saved["corpus"]["checksum"] == card["corpus"]["checksum"]
 
 
@@ -34,37 +37,46 @@ def finished_run(out, card):
 
 
 class Run:
-    """A training under way, after `epoch` epochs. average: an `Average` of the weights, or None where `ema` is 0. best:
-    the best validation accuracy, of `best_epoch`, with `best_weights`. lr_scale: what the guard left of the learning
-    rate. card: the checkpoint's. seconds: all of it; trained: without validation."""
+    """A training under way, after `epoch` epochs, `resumed` so often. average: an `Average` of its weights, or None if
+    `ema` is 0. best: the best validation accuracy, of `best_epoch`, with `best_loss` and `best_weights`. lr_scale: what
+    the guard left of the learning rate. card: the checkpoint's. seconds: all of it; trained: without validation."""
 
-    STATE = ("epoch", "best", "best_epoch", "lr_scale", "seconds", "trained", "history", "card")
+    STATE = tuple("epoch best best_loss best_epoch lr_scale seconds trained resumed history card".split())
     HISTORY = ("epoch", "lr", "training_loss", "training_accuracy", "validation_loss", "validation_accuracy")
 
-    def __init__(self, model, optimizer, ema, card):
-        self.model, self.optimizer, self.ema, self.card = model, optimizer, ema, card
+    def __init__(self, model, optimizer, scaler, ema, card):
+        self.model, self.optimizer, self.scaler, self.ema, self.card = model, optimizer, scaler, ema, card
         self.average = Average(model, ema) if ema else None
-        self.epoch, self.best, self.best_epoch, self.best_weights = 0, -1.0, 0, {}
-        self.lr_scale, self.seconds, self.trained, self.history = 1.0, 0.0, 0.0, []
+        self.epoch, self.best, self.best_loss, self.best_epoch, self.best_weights = 0, -1.0, math.inf, 0, {}
+        self.lr_scale, self.seconds, self.trained, self.resumed, self.history = 1.0, 0.0, 0.0, 0, []
 
     def judged(self):
         """The model that is validated and kept: with the averaged weights, where there are any."""
         return self.average.of(self.model) if self.average else self.model
 
     def end_epoch(self, *measured):
-        """Count an epoch, whose row of the history is `measured`, and keep its weights if they are the best."""
+        """Count an epoch, whose row of the history is `measured`, and keep its weights if they are the best: of two
+        with the same accuracy, those with the lower loss."""
         self.epoch += 1
         self.history.append(dict(zip(self.HISTORY, (self.epoch, *measured))))
-        if (accuracy := measured[-1]) > self.best:
-            self.best, self.best_epoch = accuracy, self.epoch
+        loss, accuracy = measured[-2:]
+        if (accuracy, -loss) > (self.best, -self.best_loss):
+            self.best, self.best_loss, self.best_epoch = accuracy, loss, self.epoch
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.judged().state_dict().items()}
 
-    def go_back(self):
-        """To the best weights, without momentum, at a fifth of the learning rate: the paper's guard."""
+    def collapsed(self, guard):
+        """Whether validation accuracy has halved: against the best epoch (rollback), or the last (published)."""
+        *_, last, now = -1.0, -1.0, *(row["validation_accuracy"] for row in self.history)
+        return {"rollback": now < self.best / 2, "published": last > 0.5 and now < last / 2}.get(guard, False)
+
+    def go_back(self, guard):
+        """To the best weights. rollback: without momentum, at a fifth of the learning rate from now on. published: with
+        the momentum that led astray; the loop cuts the rate of one step, as the published schedule then set it anew."""
         self.model.load_state_dict(self.best_weights)
         self.average = Average(self.model, self.ema) if self.ema else None
-        self.optimizer.state.clear()
-        self.lr_scale /= 5
+        if guard == "rollback":
+            self.optimizer.state.clear()
+            self.lr_scale /= 5
 
     def write(self, out, clips):
         """Write the files of the epochs so far, of `clips` clips each; the card says whether all are done."""
@@ -77,6 +89,7 @@ class Run:
     def save(self, path):
         """Everything the next epoch depends on, in one file, so that there is no moment at which parts disagree."""
         run = {key: getattr(self, key) for key in self.STATE} | {"averaged": self.average.steps if self.average else 0}
+        run["scaler"] = self.scaler.state_dict()
         parts = {"model": self.model.state_dict(), "best": self.best_weights}
         parts["average"] = self.average.weights if self.average else {}
         parts |= {f"moments.{i}": state for i, state in self.optimizer.state_dict()["state"].items()}
@@ -94,7 +107,9 @@ class Run:
             part, name = key.split(".", 1)
             parts[part][name] = tensor
         self.__dict__.update({key: run[key] for key in self.STATE}, best_weights=parts["best"])
+        self.resumed += 1
         self.model.load_state_dict(parts["model"])
+        self.scaler.load_state_dict(run["scaler"])
         load_moments(self.optimizer, parts["moments"])
         if self.average:
             self.average.load(parts["average"], run["averaged"])
