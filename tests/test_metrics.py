@@ -140,7 +140,7 @@ def test_result_file(corpus, finished, tmp_path):
     assert t["n"] == 24 and t["speakers"] == 2 and np.sum(t["confusion"]) == 24
     assert t["accuracy"] == pytest.approx(np.trace(t["confusion"]) / 24)
     assert t["per_word"].keys() == WORDS.keys() and result["test_common"] is None
-    assert set(result["training"]) == {"epochs", "clips", "processes", "precision"}
+    assert set(result["training"]) == {"epochs", "clips", "processes", "precision", "resumed"}
     timing = json.loads((tmp_path / "results/tiny/timing/keyword_cnn-0.json").read_text())
     assert timing["seconds"] > 0 and timing["clips_per_second"] > 0 and timing["machine"]["threads"] == 1
 
@@ -207,7 +207,8 @@ def sentence(capsys, command, *arguments):
     with pytest.raises(SystemExit) as e:
         cli(lambda: command([*map(str, arguments)]))
     *before, told = capsys.readouterr().err.splitlines(keepends=True)
-    assert all(line.endswith(" min left\n") for line in before), before  # what training notes of each epoch
+    noted = (" min left\n", " gives more\n")  # of each epoch, and of few steps
+    assert all(line.endswith(noted) for line in before), before
     assert e.value.code == 2 and told.count("\n") == 1 and told.startswith("error: "), told
     return told
 

@@ -20,12 +20,11 @@ def recipe_of(config):
 
 
 def same_run(saved, card):
-    """Whether recipe and corpus are the same; a key that was unknown when `saved` was written had its default, and one
+    """Whether recipe and corpus are the same; a key that was unknown when a card was written had its default, and one
     that is unknown now (schedule_epochs) counts where it was set."""
     defaults = recipe_of(Config())
-    recipe = {k: v for k, v in saved["recipe"].items() if k in defaults or v is not None}
-    recipe = {k: defaults[k] for k in card["recipe"]} | recipe
-    return recipe == card["recipe"] and saved["corpus"]["checksum"] == card["corpus"]["checksum"]
+    a, b = ({k: v for k, v in c["recipe"].items() if k in defaults or v is not None} for c in (saved, card))
+    return defaults | a == defaults | b and saved["corpus"]["checksum"] == card["corpus"]["checksum"]
 
 
 def finished_run(out, card):
