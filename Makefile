@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 RUN = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" JUPYTER_PREFER_ENV_PATH=1 DVC_NO_ANALYTICS=1 $(VENV)/bin/python -m
 unexport PYTHONPATH PYTHONHOME JUPYTER_PATH
 
-PROFILES := quick subset commands beyond paper scan search
+PROFILES := quick subset long commands beyond paper scan search rates
 PIPELINE = $(if $(filter quick,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 # `make prove`: the commit whose code made the results, and the stages (default: all that are out of date).
 BEFORE ?= HEAD
@@ -60,14 +60,14 @@ test: lint  ## run the tests and the notebooks
 	$(RUN) pytest --nbval --nbval-current-env --durations=10 -q tests $(wildcard notebooks)
 
 figures: profile $(READY)  ## draw the tables and figures again from the committed results, as PROFILE says
-	@case '$(PROFILE)' in search) echo "error: profile search has no figures; its table is results/search/trials.md" >&2; exit 2 ;; esac
+	@case '$(PROFILE)' in search|rates) echo "error: profile $(PROFILE) has no figures; its table is results/$(PROFILE)/trials.md" >&2; exit 2 ;; esac
 	$(RUN) paper.execute $(NOTEBOOK)
 
 pages: $(READY)  ## write README.md and docs/results.md again from their templates and the committed results
 	$(RUN) paper.pages
 
 pipelines:  ## copy dvc.yaml to the profiles that share it
-	for profile in subset commands paper; do cp dvc.yaml profiles/$$profile/dvc.yaml; done
+	for profile in subset long commands paper; do cp dvc.yaml profiles/$$profile/dvc.yaml; done
 
 lock:  ## resolve pyproject.toml into requirements.txt; UPGRADE=--upgrade takes newer releases
 	@test -x $(VENV)/bin/uv || { $(NEW_VENV); }

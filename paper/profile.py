@@ -12,9 +12,10 @@ class Profile:
     """What one `params.yaml` asks for, and where its files are: the one place that knows the paths.
 
     path: the parameter file. root: the repository's folder. Keys: profile, corpus {source, options}, task, variants,
-    seeds, common (overrides of every recipe), each (overrides of some, by variant), train (overrides that win over
-    both; null: none), benchmark (options of the benchmark), and for a search trials, and taught, the trials that need
-    other runs' checkpoints (paper.search). The profile `tiny`, which the tests run, keeps everything under tmp/.
+    seeds, again (more runs of some variants, name: {variant, seed}), common (overrides of every recipe), each
+    (overrides of some, by variant), train (overrides that win over both; null: none), benchmark (options of the
+    benchmark), and for a search trials, and taught, the trials that need other runs' checkpoints (paper.search). The
+    profile `tiny`, which the tests run, keeps everything under tmp/.
     """
 
     KEYS = {
@@ -25,6 +26,7 @@ class Profile:
         "task": (str, list),
         "variants": list,
         "seeds": list,
+        "again": dict,
         "common": dict,
         "each": dict,
         "train": dict,
@@ -35,7 +37,7 @@ class Profile:
 
     def __init__(self, path, root="."):
         values = read_yaml(path, "parameter file", "the profiles are params.yaml and profiles/")
-        values = {"common": {}, "each": {}, "train": {}, "trials": {}, "taught": {}, **values}
+        values = {"again": {}, "common": {}, "each": {}, "train": {}, "trials": {}, "taught": {}, **values}
         for key, kind in self.KEYS.items():
             if not isinstance(values.get(key), kind):
                 raise KwsError(
