@@ -83,6 +83,29 @@ def frontend_of(config):
     return WaveToSpec(kind=features_of(config.model), **{key: getattr(config, key) for key in same})
 
 
+def start_from(path, model, frontend, labels):
+    """Give `model` the weights of a checkpoint, all but its last layer's where the labels are others.
+
+    Returns the names of the weights given, and the Normalise that they were trained with. Raises KwsError where the
+    checkpoint is of another model, or reads other features than `frontend` makes."""
+    weights, card = read_checkpoint(path)
+    own = model.state_dict()
+    head = [k for k, v in weights.items() if k in own and v.shape != own[k].shape]
+    last = {k.rpartition(".")[0] for k in list(own)[-2:]}
+    if own.keys() != weights.keys() or any(k.rpartition(".")[0] not in last for k in head):
+        raise KwsError(f"init {path} is a {card['model']}, which does not fit the recipe's model; change model or init")
+    ours, theirs = (WaveToSpec(**f).options for f in (frontend.options, card["features"]))
+    if differ := sorted(k for k in ours if ours[k] != theirs[k]):
+        key = differ[0]
+        raise KwsError(
+            f"init {path} was trained with {key} {theirs[key]}, the recipe has {ours[key]}; set {key} to that"
+        )
+    if card["labels"] != list(labels):
+        weights = {k: v for k, v in weights.items() if k.rpartition(".")[0] not in last}
+    model.load_state_dict(weights, strict=False)
+    return set(weights), Normalise(**card["normalisation"])
+
+
 class TrainedModel:
     """A trained model. model: the module, in evaluation mode on `device`. frontend, normalise: waves to its inputs.
     labels: list of str. card: the checkpoint's."""

@@ -51,6 +51,7 @@ class Config(BaseModel):
     task: str | list[str] = Field("all", description="the classes: all, v2-35, v2-12 or a list of words")
     out: Text = Field("checkpoints/run", description="folder for the checkpoint, the history and the resume file")
     seed: Whole = Field(0, ge=0, lt=2**32, description="of all randomness")
+    init: Text | None = Field(None, description="checkpoint or pretrained name whose weights are the start; null: none")
     # features
     n_mels: Whole = Field(128, gt=0, description="mel bands")
     n_mfcc: Whole = Field(40, gt=0, description="cepstral coefficients, for models that read MFCC")
@@ -72,6 +73,7 @@ class Config(BaseModel):
     schedule: Literal["cosine", "clamped", "hold", "steps"] = Field("cosine", description="how the learning rate falls")
     horizon: float = Field(1.0, ge=1, description="length of the schedule in runs; above 1 it is not run to its end")
     label_smoothing: float = Field(0.07, ge=0, lt=1, description="share of the target spread over all classes")
+    init_lr: float = Field(1.0, ge=0, le=1, description="share of lr for the weights that init gives; 0: they stay")
     grad_clip: float = Field(0.3, gt=0, description="largest norm of the gradient")
     warmup: float = Field(0.12, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     final_lr: float = Field(0.005, ge=0, le=1, description="last learning rate, as a share of the highest")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kwslib.checkpoint import frontend_of
+from kwslib.checkpoint import frontend_of, start_from
 from kwslib.data.augment import Augment, SpecMask
 from kwslib.data.batches import Batches, epoch_seed
 from kwslib.data.corpus import load_corpus
@@ -44,14 +44,14 @@ def train(config, progress=True):
     torch.manual_seed(config.seed)
     frontend = frontend_of(config).to(place.device)
     model = build(config.model, len(training.labels), **config.model_options).to(place.device)
-    run = Run(model, make_optimizer(model, config, place.device), place.scaler, config.ema, card)
+    given, start = start_from(config.init, model, frontend, training.labels) if config.init else ((), None)
+    run = Run(model, make_optimizer(model, config, place.device, given), place.scaler, config.ema, card)
     if run.load(out / RESUME):
         place.note(f"continuing {config.model} after epoch {run.epoch}")
     else:
         if (out / RESUME).exists():
             place.note(f"{out / RESUME} is of another recipe or corpus; starting from scratch")
-        kind, measured = config.normalise, config.normalise == "corpus"
-        normalise = Normalise.measure(training, frontend, device=place.device) if measured else Normalise(kind=kind)
+        normalise = start or normalise_of(config, training, frontend, place.device)
         run.card |= {"labels": training.labels, "features": frontend.options}
         run.card["normalisation"] = normalise.options
     normalise = Normalise(**run.card["normalisation"])
@@ -87,6 +87,13 @@ def train(config, progress=True):
     return run.card
 
 
+def normalise_of(config, training, frontend, device):
+    """The normalisation that the recipe asks for, measured on the training clips where it is the corpus'."""
+    if config.normalise == "corpus":
+        return Normalise.measure(training, frontend, device=device)
+    return Normalise(kind=config.normalise)
+
+
 def training_batches(config, place, corpus, training, frontend, normalise):
     """The training split as the recipe wants it: augmented, masked, and with its teachers' targets."""
     noisy = config.background_snr is not None or config.background_volume is not None
@@ -116,7 +123,7 @@ def train_epoch(model, optimizer, batches, epoch, config, rates, place, average=
     with progress_bar(len(batches), f"{config.model} {epoch + 1}/{config.epochs}", progress and place.first) as bar:
         for i, (inputs, targets, lengths) in enumerate(batches.epoch(epoch)):
             for group in optimizer.param_groups:
-                group["lr"] = rates[i]
+                group["lr"] = rates[i] * group.get("share", 1)
             if config.mixup:  # pairs of clips, blended (Zhang et al. 2018); accuracy is that of the louder ones
                 share = rng.beta(config.mixup, config.mixup)
                 share, other = max(share, 1 - share), torch.from_numpy(rng.permutation(len(targets))).to(device)
