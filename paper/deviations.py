@@ -71,14 +71,15 @@ def ours(name, published):
     return values
 
 
+@torch.no_grad()
 def sized(config, classes):
     """A model's parameters, and the frames of a second that its blocks get (None where it has no such blocks)."""
     front = frontend_of(config)
-    with torch.device("meta"):  # shapes without memory
+    with torch.random.fork_rng(devices=[]):
         model = build(config.model, classes, **config.model_options).eval()
-        seen = None
-        if isinstance(model, SequenceKWS):
-            seen = model.frontend(torch.empty(1, front.frames(CLIP), front.n_features), None)[0].shape[1]
+    seen = None
+    if isinstance(model, SequenceKWS):
+        seen = model.frontend(torch.zeros(1, front.frames(CLIP), front.n_features), None)[0].shape[1]
     return count_parameters(model), seen
 
 
@@ -139,8 +140,8 @@ def deviation_table():
         for entry in deviations()
     ]
     caption = (
-        "How every row was published and how it is trained here (profile paper, the corpus' 35 words). Keys are those of "
-        "a recipe (kws train --help); a line “same” holds what does not differ. “As run” rows stand beside the recorded "
-        "notebooks, the others have the front-end that the README describes. Mamba-Light is ours, and not published."
+        "How every row was published and how it is trained here (profile paper, the corpus' 35 words). Keys are those "
+        "of a recipe (kws train --help). A line “same” holds what does not differ. Rows “as run” stand beside the "
+        "recorded notebooks, the others have the front-end that the README describes. Mamba-Light is ours."
     )
     return DataFrame(rows), caption

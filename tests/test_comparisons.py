@@ -132,8 +132,22 @@ def test_a_profile_is_compared(tmp_path, capsys):
     assert single["p"] is None and single["holm"] is None and len(single["interval"]) == 2
     text = capsys.readouterr().out
     assert (
-        "Mamba-Light is better than KWT-1: +20.00 points" in text and "Mamba-Light minus BC-ResNet-1, one seed:" in text
+        "After 3 epochs, Mamba-Light is better than KWT-1: +20.00 points" in text
+        and "After 3 epochs, Mamba-Light minus BC-ResNet-1, one seed:" in text
     )
+
+
+def test_models_are_compared_after_the_same_epochs_alone(tmp_path):
+    runs = many(("mamba_light", 0.8, 3), ("kwt_1", 0.6, 3))
+    more = [run | {"training": {"epochs": 60}} for run in many(("mamba_light", 0.9, 1), ("kwt_1", 0.5, 1))]
+    found = comparisons.compare_runs(runs + more)
+    assert [(e["epochs"], e["seeds"]) for e in found["comparisons"]] == [("3", [3, 3]), ("60", [1, 1])]
+    assert [(e["model"], e["epochs"]) for e in found["models"]] == [
+        (model, epochs) for epochs in ("3", "60") for model in ("mamba_light", "kwt_1")
+    ]
+    short, long = found["comparisons"]
+    assert short["difference"] == pytest.approx(0.2) and long["difference"] == pytest.approx(0.4)
+    assert comparisons.comparison_sentence(long).startswith("After 60 epochs, Mamba-Light minus KWT-1, one seed:")
 
 
 def test_a_difference_that_is_not_significant_is_called_so_with_its_corrected_p():
@@ -161,7 +175,8 @@ def test_one_speaker_is_left_out(claims):
     for run, right in zip(runs, (2, 4)):
         run["test"]["by_speaker"] = {"a": [9, 10], comparisons.SPEAKER: [right, 10]}
     found = comparisons.without_speaker(runs)["mamba_light"]
-    assert found == {"clips": 10, "with": pytest.approx(0.6), "without": pytest.approx(0.9)}
+    assert found == {"clips": 10, "wrong": 7, "with": pytest.approx(0.6), "without": pytest.approx(0.9)}
     df, caption = comparisons.comparison_tables(runs)["without_speaker"]
-    assert list(df.iloc[0]) == ["Mamba-Light", "60.00", "90.00", "+30.00"] and "3f2b358d" in caption
+    assert list(df.iloc[0]) == ["Mamba-Light", "3", "60.00", "90.00", "+30.00", "10", "7.0"]
+    assert "without 3f2b358d (%)" in df.columns and "effective n" in caption
     assert comparisons.without_speaker(runs, "nobody") == {}
