@@ -22,7 +22,7 @@ from paper.statistics import DRAWS, effective_clips, holm, interval_of, mean_dra
 ANCHORS = ("mamba_light", "mamba_mel_small")
 FEWEST = 3  # seeds on each side: with fewer, how much seeds differ is not known, and there is no p
 LEVEL = 0.05
-SPEAKER = "3f2b358d"  # of Speech Commands V2: 20 of its test clips are nearly silent
+SPEAKER = "3f2b358d"  # of Speech Commands V2: its test clips are nearly silent, see paper.levels
 METHOD = (
     f"Difference of the means over seeds, in points; 95 % intervals and two-sided p by {DRAWS:,} bootstrap draws of "
     "seeds and test speakers together, the speakers the same for both sides; p corrected by Holm for all comparisons "
@@ -73,14 +73,14 @@ def compare(groups, pairs, draws=DRAWS, seed=0):
     return found
 
 
-def without_speaker(runs, speaker=SPEAKER):
+def without_speaker(groups, speaker=SPEAKER):
     """model -> {clips, wrong, with, without}: its mean accuracy with and without one speaker, and how many clips that
-    has, and on how many of them a seed of the model is wrong.
+    has, and on how many of them a seed of the model is wrong. groups: see `known_groups`.
 
-    Models whose files do not have the counts, or not the speaker, are left out.
+    Models that were not tested on the speaker are left out.
     """
     found = {}
-    for model, tables in known_groups(runs).items():
+    for model, tables in groups.items():
         if all(speaker in table and len(table) > 1 for table in tables):
             rest = [{s: row for s, row in table.items() if s != speaker} for table in tables]
             right, clips = (mean(table[speaker][i] for table in tables) for i in (0, 1))
@@ -102,7 +102,7 @@ def compare_runs(runs):
                 entry | {"epochs": epochs_in_words(*(trained[model] for model in entry["models"]))}
                 for entry in compare(groups, pairs_of(groups))
             ]
-    rest = {epochs: without_speaker(part) for epochs, part in by_epochs(runs).items()}
+    rest = {epochs: without_speaker(known_groups(part)) for epochs, part in by_epochs(runs).items()}
     found["without_speaker"] = {"speaker": SPEAKER, "after_epochs": rest}
     return found | {"not_known": sorted(set(by_model(runs)) - {entry["model"] for entry in found["models"]})}
 
@@ -194,7 +194,11 @@ def comparison_tables(runs):
     if len(groups) > 1:
         caption = f"{METHOD} {describe([run for run in runs if run['model'] in groups])}"
         tables["comparisons"] = comparison_rows(compare_runs(runs)["comparisons"]), caption
-    rows = [row for epochs, part in by_epochs(runs).items() for row in speaker_rows(without_speaker(part), epochs)]
+    rows = [
+        row
+        for epochs, part in by_epochs(runs).items()
+        for row in speaker_rows(without_speaker(known_groups(part)), epochs)
+    ]
     if rows:
         tables["without_speaker"] = DataFrame(rows), f"Test accuracy with and without one speaker. {describe(runs)}"
     return tables

@@ -141,8 +141,13 @@ def shown(facts, key):
     if key in SHARES:
         spread = facts.get("std") if key == "test.accuracy" else None
         return f"{100 * value:.2f}" + (f" ± {100 * spread:.2f}" if spread is not None else "")
-    if key == "macs":
-        value = value / 1e6
+    return plain(value / 1e6 if key == "macs" else value)
+
+
+def plain(value):
+    """A number as text, with three or four digits where it is no whole one; text as it is."""
+    if isinstance(value, str):
+        return value
     decimals = 0 if isinstance(value, int) or value >= 1000 else 1 if value >= 10 else 2
     return f"{value:,.{decimals}f}"
 
