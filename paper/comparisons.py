@@ -90,13 +90,12 @@ def without_speaker(groups, speaker=SPEAKER):
 
 
 def compare_runs(runs):
-    """The content of comparisons.json. Raises KwsError where the files lack the counts of each speaker."""
-    if len(known := known_groups(runs)) < 2:
-        raise KwsError("fewer than two models have result files with test.by_speaker; test them again with kws test")
-    found = {"draws": DRAWS, "speakers": len(next(iter(known.values()))[0]), "models": [], "comparisons": []}
+    """The content of comparisons.json. Models whose files lack the counts of each speaker are under "not_known"."""
+    found = {"draws": DRAWS, "speakers": None, "models": [], "comparisons": []}
     for part in by_epochs(runs).values():
         trained = by_model(part)
         if groups := known_groups(part):
+            found["speakers"] = len(next(iter(groups.values()))[0])
             found["models"] += [summary(own, trained[model]) for model, own in groups.items()]
             found["comparisons"] += [
                 entry | {"epochs": epochs_in_words(*(trained[model] for model in entry["models"]))}
@@ -227,6 +226,8 @@ def main(argv=None):
     a = parser.parse_args(argv)
     folder = Path(a.results) / a.profile
     found = compare_runs(load_runs(folder))
+    if not found["comparisons"]:
+        raise KwsError("fewer than two models have result files with test.by_speaker; test them again with kws test")
     write_json(folder / "comparisons.json", found)
     for entry in found["comparisons"]:
         print(comparison_sentence(entry))

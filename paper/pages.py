@@ -82,7 +82,7 @@ def readers(root):
     def quiet(key):
         """Of the nearly silent speaker: see paper.levels."""
         value = facts.flat(json.loads((root / "results/subset/levels.json").read_text()))[key]
-        return f"{value:.0f}" if isinstance(value, float) else value
+        return f"{value:.0f}" if isinstance(value, float) else facts.plain(value)
 
     def fewest_missed(key):
         """Of the stream's test with the fewest misses: "miss_rate" (per cent) or "alarms_per_hour"."""

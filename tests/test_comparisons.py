@@ -167,8 +167,10 @@ def test_old_files_say_that_it_is_not_known(tmp_path):
     for run in runs:
         del run["test"]["by_speaker"]
     assert comparisons.comparison_tables(runs) == {}
+    found = comparisons.compare_runs(load_runs(a_folder(tmp_path / "old", runs)))
+    assert found["comparisons"] == found["models"] == [] and found["not_known"] == ["ds_cnn", "kwt_1"]
     with pytest.raises(KwsError, match="test them again"):
-        comparisons.compare_runs(load_runs(a_folder(tmp_path / "old", runs)))
+        comparisons.main(["old", "--results", str(tmp_path)])
 
 
 def test_one_speaker_is_left_out(claims):
