@@ -38,7 +38,9 @@ def is_manifest(source):
 def read_manifest(path):
     """Read a manifest -> a list of Row, in its order. Raises KwsError, which names the line."""
     try:
-        with (gzip.open if str(path).lower().endswith(".gz") else open)(path, "rt", encoding="utf-8-sig", newline="") as f:
+        with (gzip.open if str(path).lower().endswith(".gz") else open)(
+            path, "rt", encoding="utf-8-sig", newline=""
+        ) as f:
             entries = [*(_csv if ".csv" in Path(path).name.lower() else _jsonl)(path, f)]
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as e:
         raise KwsError(f"manifest {path} cannot be read ({e}); give CSV or JSON lines in UTF-8") from None
