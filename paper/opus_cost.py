@@ -28,7 +28,9 @@ from kwslib.data.tasks import select
 from kwslib.io import SAMPLE_RATE, KwsError, cli, cores, write_json
 
 MODELS = ("mamba_light", "mamba_mel_small")
-OPTIONS = ("--bitrate", "16", "--framesize", "20", "--comp", "10")  # as the comment ENCODER_OPTIONS of the clips says
+OPTIONS = tuple(
+    "--bitrate 16 --framesize 20 --comp 10 --discard-comments --padding 0".split()
+)  # as the comment ENCODER_OPTIONS of the clips says
 
 
 def write_twice(archive, folder):

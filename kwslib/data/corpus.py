@@ -186,7 +186,8 @@ def _finish(source, identity, partial, done):
     }
     notes = getattr(source, "notes", [])
     if nameless := sum(not c.named for c in clips):
-        which = f"{nameless} of {len(clips)} clips have no speaker in their names (SPEAKER_nohash_N.wav)"
+        how = "SPEAKER_nohash_N.wav, or --speaker-from"
+        which = f"{nameless} of {len(clips)} clips have no speaker in their names ({how})"
         notes = [f"{which}; each name counts as a speaker, so a person may be in two splits", *notes]
     if both := sum(n > 1 for n in Counter(speaker for speaker, _ in {(c.speaker, c.split) for c in clips}).values()):
         notes = [*notes, f"{both} speakers are in two splits, so the test says too little of new voices"]

@@ -1,7 +1,6 @@
 """A manifest's recordings as a source: whole files, and words cut out of long recordings."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ class Recordings(Folder):
         for row in read_manifest(path):
             where = f"manifest {path} line {row.line}"
             word = row.word or Path(row.path).parent.name
-            file = self.path.parent / row.path
+            file = Path(path).absolute().parent / row.path
             if not file.is_file():
                 raise KwsError(f"{where}: file {file} does not exist; correct the path or delete the line")
             if word.startswith("_") and (word != NOISE or row.start is not None) or not word:
@@ -35,26 +34,26 @@ class Recordings(Folder):
                 raise KwsError(f"{where}: word {word!r} cannot be taken; {told}")
             files[row.path] = (file.stat().st_size, file.stat().st_mtime_ns)
             if word == NOISE:
-                self.noises.append((row.path, row.path))
+                self.noises.append((row.path, file))
             elif words is None or word in words:
-                self.clips.append(self._clip(row, word))
+                self.clips.append(self._clip(row, word, file))
         listing = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
         checksum, name = {"sha256": file_hash(path), "listing_sha256": listing}, self.path.name
         self.card = source_card(name, "manifest", *rights(name), origin=name, checksum=checksum)
 
-    def _clip(self, row, word):
+    def _clip(self, row, word, file):
         speaker, named = (row.speaker, True) if row.speaker else speaker_of(row.path, self.rule)
         span = "" if row.start is None else f"#{row.start:g}" + ("" if row.end is None else f"-{row.end:g}")
-        return Clip(row.path + span, word, speaker, row.split or which_set(speaker), row, named)
+        return Clip(row.path + span, word, speaker, row.split or which_set(speaker), (file, row.start, row.end), named)
 
     def _list(self, scratch):
         return self.clips, self.noises
 
     def decode(self, clip):
-        row = clip.where
-        if row.start is None:
-            return super().decode(clip._replace(where=row.path))
-        return to_int16(cut(self.path.parent / row.path, row.start, row.end))
+        file, start, end = clip.where
+        if start is None:
+            return super().decode(clip._replace(where=file))
+        return to_int16(cut(file, start, end))
 
 
 def cut(path, start, end=None):
@@ -63,7 +62,7 @@ def cut(path, start, end=None):
     import soundfile
 
     try:
-        with soundfile.SoundFile(os.fspath(path)) as file:
+        with soundfile.SoundFile(path) as file:
             rate = check_rate(file.samplerate)
             length = file.frames / rate
             if (end or start) > length + 0.01 or start >= length:
