@@ -43,7 +43,7 @@ class Recordings(Folder):
 
     def _clip(self, row, word, file):
         speaker, named = (row.speaker, True) if row.speaker else speaker_of(row.path, self.rule)
-        span = "" if row.start is None else f"#{row.start:g}" + ("" if row.end is None else f"-{row.end:g}")
+        span = "" if row.start is None else f"#{row.start:.9g}" + ("" if row.end is None else f"-{row.end:.9g}")
         return Clip(row.path + span, word, speaker, row.split or which_set(speaker), (file, row.start, row.end), named)
 
     def _list(self, scratch):
@@ -65,7 +65,7 @@ def cut(path, start, end=None):
         with soundfile.SoundFile(path) as file:
             rate = check_rate(file.samplerate)
             length = file.frames / rate
-            if (end or start) > length + 0.01 or start >= length:
+            if (end or start) > length + 0.01 or start > length - 0.01:
                 raise Unreadable(f"the word at {start:g} s is beyond the recording's end at {length:.2f} s")
             if end is None:
                 end = min(start + 1, length)
