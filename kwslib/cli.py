@@ -1,4 +1,4 @@
-"""The command line: `kws pack | train | test | predict | bench`, each also a module, as in `python -m kwslib.train`."""
+"""The command line: `kws pack | data | train | test | predict | bench`, most also modules: `python -m kwslib.train`."""
 
 import argparse
 import difflib
@@ -26,14 +26,38 @@ def model_parser(name, description):
     return parser
 
 
+SOURCES = """sources:
+  synthetic        words that espeak-ng speaks
+  speech_commands  Speech Commands v0.02, downloaded to the folder that OUT is in
+  folder, zip, tar one folder a word, WORD/CLIP; or SPLIT/WORD/CLIP, where the splits are called train or training;
+                   validation, valid, val or dev; test or testing. A folder _background_noise_ holds noise
+  manifest         a table, .csv or .jsonl, also gzipped (.gz), with a header or keys of these:
+                     path     of a recording, from the manifest's folder
+                     word     empty or no column: the folder that holds the recording
+                     speaker  empty: as --speaker-from says
+                     split    training, validation or testing; empty: drawn from the speaker
+                     start    seconds; cuts a word out of a long recording, the second around the middle of
+                     end      start and end (empty: start + 1), the loudest second of a longer word
+
+splits: of 100 speakers about 80 train, 10 validate and 10 test, by a hash of the name, unless split folders, a
+manifest, or validation_list.txt and testing_list.txt (one WORD/CLIP a line) say otherwise.
+
+speakers: --speaker-from prefix takes a file's name up to the first _ or - (anna_01.wav); parent the folder that holds
+it (WORD/SPEAKER/CLIP); a regular expression what its first group finds in the path, as in 's[0-9]+' or '/([^/]+)_take'.
+Without it, the name up to _nohash_, or else the whole name."""
+
+
 def pack(argv=None):
     """Pack recordings, or synthetic speech, into a corpus."""
     from kwslib.data import corpus
 
-    parser = parser_of("pack", pack.__doc__)
-    parser.add_argument("source", help="synthetic, speech_commands, or a folder, zip or tar with one folder a word")
+    parser = parser_of("pack", pack.__doc__, epilog=SOURCES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="synthetic, speech_commands, a folder, zip or tar, or a manifest; see below")
     parser.add_argument("out", help="folder of the packed corpus")
     parser.add_argument("--words", type=lambda text: text.split(","), help="only these, with commas between")
+    parser.add_argument("--only", metavar="MANIFEST", help="take the paths that this manifest names, in its splits")
+    rule = "parent, prefix or a regular expression: how a path says who speaks"
+    parser.add_argument("--speaker-from", metavar="RULE", help=rule)
     parser.add_argument("--strict", action="store_true", help="refuse unreadable clips instead of skipping them")
     parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
     parser.add_argument("--seed", type=int, default=0, help="of synthetic speech (default 0)")
@@ -48,6 +72,26 @@ def pack(argv=None):
         f"  {len(card['words'])} words; {card['noise_seconds']} s of noise; {card['short']} clips short, "
         f"{card['clipped']} clipped, {card['silent']} silent; {len(card['skipped'])} files skipped"
     )
+
+
+def data(argv=None):
+    """Show a packed corpus: counts, lengths, levels, and the clips that deserve a listen."""
+    from kwslib.data import survey
+    from kwslib.data.corpus import load_corpus
+    from kwslib.io import write_csv
+
+    parser = parser_of("data", data.__doc__)
+    parser.add_argument("corpus", help="folder of the packed corpus")
+    parser.add_argument("--figure", metavar="FILE", help="draw it, too (png, pdf or svg; needs kwslib[figures])")
+    parser.add_argument("--list", metavar="FILE", help="write all suspicious clips to this CSV file")
+    a = parser.parse_args(argv)
+    corpus = load_corpus(a.corpus)
+    found = survey.survey(corpus)
+    if a.figure:
+        survey.draw(corpus, found, a.figure)
+    print(*survey.report(corpus, found), sep="\n")
+    if a.list:
+        write_csv(a.list, found["suspects"], survey.COLUMNS)
 
 
 def train_parser():
@@ -140,7 +184,7 @@ def bench(argv=None):
         print(f"threads {count}, batch {size:3}: {times}  {size / middle:9,.0f} clips/s")
 
 
-COMMANDS = {"pack": pack, "train": train, "test": test, "predict": predict, "bench": bench}
+COMMANDS = {"pack": pack, "data": data, "train": train, "test": test, "predict": predict, "bench": bench}
 
 
 def command(argv):

@@ -58,10 +58,10 @@ def read_json(path, what="file"):
         raise KwsError(f"{what} {path} cannot be read as JSON ({e}); make it again") from None
 
 
-def write_csv(path, rows):
-    """Write a non-empty list of dicts as CSV, atomically."""
+def write_csv(path, rows, columns=None):
+    """Write a list of dicts as CSV, atomically. columns: their keys, needed where the list may be empty."""
     with replacing(path) as scratch, open(scratch, "w", newline="") as f:
-        writer = csv.DictWriter(f, fieldnames=list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(f, fieldnames=list(columns or rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -48,6 +48,8 @@ class Profile:
         self.__dict__.update({k: values[k] for k in self.KEYS if k not in ("root", "params")})
         self.root = Path(root)
         home = self.root / "tmp" if self.profile == "tiny" else self.root
+        if "only" in (options := self.corpus.get("options") or {}):  # a manifest, relative to the repository
+            self.corpus = {**self.corpus, "options": {**options, "only": self.root / options["only"]}}
         self.data = home / "data" / self.profile
         self.results = home / "results" / self.profile
         self.figures = home / "figures" / self.profile

@@ -51,11 +51,18 @@ def test_python_runs_as_it_stands(root, place, page):
     assert "print(" not in code or printed.strip()
 
 
-def test_shell_runs_as_it_stands(root, place):
-    commands = blocks((root / "README.md").read_text(), "sh")
+@pytest.mark.parametrize(
+    "page, tells, leaves",
+    [
+        ("README.md", "my recording.wav", "results/words/runs"),
+        ("docs/own_words.md", "2 clips, 1 speakers", "data/table.png"),
+    ],
+)
+def test_shell_runs_as_it_stands(root, place, page, tells, leaves):
+    commands = blocks((root / page).read_text(), "sh")
     assert commands
     printed = run(["bash", "-ec", "\n".join(commands)], place, root)
-    assert "my recording.wav" in printed and (place / "results/words/runs").is_dir()
+    assert tells in printed and (place / leaves).exists()
 
 
 def test_a_model_is_one_file_and_one_recipe(root, place):

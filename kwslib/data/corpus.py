@@ -21,7 +21,9 @@ import numpy as np
 
 from kwslib.data.audio import Unreadable
 from kwslib.data.fetch import progress
-from kwslib.data.folder import SPLITS, Folder, SpeechCommandsArchive
+from kwslib.data.folder import Folder, SpeechCommandsArchive
+from kwslib.data.manifest import SPLITS, is_manifest
+from kwslib.data.recordings import Recordings
 from kwslib.data.synthetic import Synthetic
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cores, file_hash, read_csv, read_json, write_csv, write_json
 
@@ -74,14 +76,16 @@ def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **optio
     """Turn a source into a packed corpus in the folder `out`, and open it.
 
     source: "synthetic" (options speakers, snr; see synthetic.Synthetic), "speech_commands" (downloaded to the folder
-    that `out` is in; options url, md5, sha256), or a folder, zip or tar of word folders. words: take only these.
+    that `out` is in; options url, md5, sha256), a folder, zip or tar of word folders, or a manifest (.csv, .jsonl; see
+    kwslib.data.manifest). words: take only these. Options of recordings: only (a manifest: take its paths, in its
+    splits) and speaker_from ("parent", "prefix" or a regular expression; see folder.speaker_of).
     strict: refuse unreadable clips, which are otherwise skipped and listed in the card. Returns at once where `out`
     already holds this corpus. Raises KwsError."""
     out = Path(out)
     partial = out.with_name(out.name + ".partial")
     words = sorted(set(words)) if words else None
     kinds = {"synthetic": (Synthetic, words, seed), "speech_commands": (SpeechCommandsArchive, out.parent, words)}
-    kind, *given = kinds.get(source, (Folder, source, words))
+    kind, *given = kinds.get(source, (Recordings if is_manifest(source) else Folder, source, words))
     try:
         try:
             origin = kind(*given, **options)
@@ -180,12 +184,19 @@ def _finish(source, identity, partial, done):
         **{key: sum(d[key] for _, d in kept) for key in ("clipped", "silent")},
         "skipped": skipped,
     }
-    if nameless := sum("_nohash_" not in c.path for c in clips):
-        which = f"{nameless} of {len(clips)} clips have no speaker in their names (SPEAKER_nohash_N.wav)"
-        card["note"] = f"{which}; each name counts as a speaker, so a person may be in two splits"
+    notes = getattr(source, "notes", [])
+    if nameless := sum(not c.named for c in clips):
+        how = "SPEAKER_nohash_N.wav, or --speaker-from"
+        which = f"{nameless} of {len(clips)} clips have no speaker in their names ({how})"
+        notes = [f"{which}; each name counts as a speaker, so a person may be in two splits", *notes]
+    if both := sum(n > 1 for n in Counter(speaker for speaker, _ in {(c.speaker, c.split) for c in clips}).values()):
+        notes = [*notes, f"{both} speakers are in two splits, so the test says too little of new voices"]
+    if notes:
+        card["note"] = "; ".join(notes)
         print(f"note: {identity['origin']}: {card['note']}", file=sys.stderr)
     write_json(partial / "card.json", card)
-    (partial / "archive.zip").unlink(missing_ok=True)
+    for copy in partial.glob("*.zip"):  # of tars
+        copy.unlink()
     (partial / "journal").unlink()  # last: until here, a killed run would have to be resumed
 
 
