@@ -55,7 +55,8 @@ struct Sizes {
 
 template <class Task>
 static void for_each_task(const Sizes& s, Task task) {
-  const int count = std::min<int64_t>(at::get_num_threads(), s.b * s.blocks);
+  const bool small = s.b * s.l * s.d < 8192;  // takes less time than to wake the other threads
+  const int count = small ? 1 : std::min<int64_t>(at::get_num_threads(), s.b * s.blocks);
 #pragma omp parallel for num_threads(count) schedule(static) if (count > 1)
   for (int64_t i = 0; i < s.b * s.blocks; i++) task(i / s.blocks, i % s.blocks);
 }
