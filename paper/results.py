@@ -160,7 +160,11 @@ def timed_on(benchmark):
         return "No benchmark has been run."
     machine = benchmark["machine"]
     gpu = f" and {machine['gpu']}" if machine.get("gpu") and benchmark.get("gpu") else ""
-    return f"Timed on {machine['cpu']}, {machine['cores']} cores{gpu}, PyTorch {machine['torch']}."
+    on = f"Timed on {machine['cpu']}, {machine['cores']} cores{gpu}, PyTorch {machine['torch']}."
+    if not benchmark.get("loaded"):
+        return on
+    most = max(value for key, value in benchmark["load"].items() if key != "limit" and value is not None)
+    return f"{on} The machine was loaded: other programs used up to {most:.1f} cores, so these times are not sound."
 
 
 def trained_on(runs):
