@@ -45,13 +45,16 @@ def selective_scan(
     state); D, delta_bias (channels,); initial_state and last_state (batch, channels, state). y has the shape and dtype
     of u; the arithmetic and last_state are float32, or float64 where an input is float64.
 
-    backend: a name in BACKENDS; None for what `use_backend` says, else the fastest that fits. Raises ValueError on
+    torch.jit.trace and both ONNX exporters get the plain loop, unrolled to the length of their example. backend: a name
+    in BACKENDS; None for what `use_backend` says, else the fastest that fits. Raises ValueError on
     sizes that do not fit each other, an unknown layout, or a backend that cannot take these tensors."""
     if layout not in ("bdl", "bld"):
         raise ValueError(f"layout {layout!r} is not known; choose 'bdl' or 'bld'")
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, layout)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     backend = _check_backend(backend) or _chosen
+    if _plain_operations_wanted():
+        backend = "reference"
     if backend is None:
         backend = next(name for name, (fits, _) in BACKENDS.items() if fits(tensors, False))
     elif not BACKENDS[backend][0](tensors, True):
@@ -74,6 +77,11 @@ def use_backend(name):
         yield
     finally:
         _chosen = before
+
+
+def _plain_operations_wanted():
+    """While a graph is made that cannot hold a kernel of ours: its result would go in as a constant."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 
 
 def _check_backend(name):
