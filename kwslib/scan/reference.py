@@ -32,6 +32,7 @@ from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
 
 def selective_scan(
@@ -45,8 +46,8 @@ def selective_scan(
     state); D, delta_bias (channels,); initial_state and last_state (batch, channels, state). y has the shape and dtype
     of u; the arithmetic and last_state are float32, or float64 where an input is float64.
 
-    torch.jit.trace and both ONNX exporters get the plain loop, unrolled to the length of their example. backend: a name
-    in BACKENDS; None for what `use_backend` says, else the fastest that fits. Raises ValueError on
+    torch.jit.trace, both ONNX exporters (unrolled to the length of their example) and forward-mode derivatives get the
+    plain loop, and so do derivatives of derivatives. backend: a name in BACKENDS; None for what `use_backend` says, else the fastest that fits. Raises ValueError on
     sizes that do not fit each other, an unknown layout, or a backend that cannot take these tensors."""
     if layout not in ("bdl", "bld"):
         raise ValueError(f"layout {layout!r} is not known; choose 'bdl' or 'bld'")
@@ -80,8 +81,10 @@ def use_backend(name):
 
 
 def _plain_operations_wanted():
-    """While a graph is made that cannot hold a kernel of ours: its result would go in as a constant."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    """While a graph is made that cannot hold a kernel of ours, where its result would go in as a constant; and in
+    forward-mode differentiation (torch.func.jvp, jacfwd, hessian), where its result would carry no tangent."""
+    exporting = torch.jit.is_tracing() or torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    return exporting or forward_ad._current_level >= 0
 
 
 def _check_backend(name):
