@@ -9,6 +9,8 @@ import types
 import pytest
 import torch
 
+from kwslib.io import KwsError
+from kwslib.models.mamba import Mamba
 from kwslib.scan import patch_transformers, use_backend
 
 pytest.importorskip("numba")
@@ -187,3 +189,55 @@ def test_without_transformers(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", types.ModuleType("transformers"))
     with pytest.raises(ImportError, match="needs transformers 5.15 or newer"):
         patch_transformers()
+
+
+def mambapy_block(**options):
+    mamba = pytest.importorskip("mambapy.mamba", reason="mambapy is not installed")
+    return mamba.MambaBlock(mamba.MambaConfig(d_model=12, n_layers=1, d_state=5, d_conv=3, expand_factor=3, **options))
+
+
+def transformers_mixer(**options):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: kwslib[transformers]")
+    return model_of(transformers, "Mamba", use_conv_bias=True, **options).backbone.layers[0].mixer
+
+
+def mamba_ssm_module(monkeypatch):
+    """mamba_ssm's own module, with its plain scan where its CUDA extension would be."""
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", types.ModuleType("selective_scan_cuda"))
+    simple = pytest.importorskip("mamba_ssm.modules.mamba_simple", reason="mamba_ssm is not installed")
+    scan = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_ref
+    monkeypatch.setattr(simple, "selective_scan_fn", scan)
+    monkeypatch.setattr(simple, "causal_conv1d_fn", None)
+    return simple.Mamba(12, d_state=5, use_fast_path=False)
+
+
+@pytest.mark.parametrize("package", ["mambapy", "transformers", "mamba_ssm"])
+def test_weights_of_other_packages_move_into_a_mixer_of_ours(package, monkeypatch):
+    make = {"mambapy": mambapy_block, "transformers": transformers_mixer}.get(package)
+    theirs = make() if make else mamba_ssm_module(monkeypatch)
+    ours = Mamba.from_module(theirs)
+    x = torch.randn(2, 9, theirs.in_proj.in_features, requires_grad=True)
+    found = []
+    for mixer in (ours, theirs):
+        y = mixer(x)
+        y.square().sum().backward()
+        found.append({"y": y.detach(), "x": x.grad} | {k: p.grad for k, p in mixer.named_parameters()})
+        x.grad = None
+    assert_close(*found, 1e-5)
+    theirs.load_state_dict(ours.state_dict())  # and back
+    assert ours.A_log.no_decay and ours.A_log is not theirs.A_log
+    assert {p.dtype for p in Mamba.from_module(theirs.double()).parameters()} == {torch.float64}
+
+
+def test_weights_that_mean_something_else_are_refused(transformers):
+    for module, match in (
+        (torch.nn.Linear(3, 3), "not a plain Mamba mixer: it has no layers"),
+        (transformers_mixer(use_bias=True), r"MambaMixer.in_proj.bias is \(128,\) where .* has absent"),
+        (transformers_mixer(hidden_act="gelu"), "not a plain Mamba mixer: it has act"),
+        (transformers_mixer(intermediate_size=40), "its weights do not fit"),
+        (model_of(transformers, "FalconMamba").backbone.layers[0].mixer, "b_layernorm"),
+        (mambapy_block(inner_layernorms=True), "B_layernorm"),
+        (mambapy_block(conv_bias=False), r"conv1d.bias is absent where"),
+    ):
+        with pytest.raises(KwsError, match=match):
+            Mamba.from_module(module)

@@ -10,8 +10,6 @@ import functools
 import inspect
 from importlib import import_module, metadata
 
-import torch
-
 from kwslib.scan.reference import selective_scan
 
 TESTED = "5.15.0, 5.23.0 and 5.24.0"  # in between, the functions are the same to the letter
@@ -57,8 +55,8 @@ def patch_transformers():
         if list(inspect.signature(scan).parameters)[: len(_ARGUMENTS)] != _ARGUMENTS:
             version = metadata.version("transformers")
             raise ValueError(
-                f"transformers {version} is built otherwise than those that patch_transformers() knows (5.15 and newer; "
-                f"tested with {TESTED}): {module.__name__} has no {_SCAN}({', '.join(_ARGUMENTS)}, ...)"
+                f"transformers {version} is built otherwise than those that patch_transformers() knows (5.15 and "
+                f"newer; tested with {TESTED}): {module.__name__} has no {_SCAN}({', '.join(_ARGUMENTS)}, ...)"
             )
     return Patch(modules)
 

@@ -47,7 +47,9 @@ def selective_scan(
     of u; the arithmetic and last_state are float32, or float64 where an input is float64.
 
     torch.jit.trace, both ONNX exporters (unrolled to the length of their example) and forward-mode derivatives get the
-    plain loop, and so do derivatives of derivatives. backend: a name in BACKENDS; None for what `use_backend` says, else the fastest that fits. Raises ValueError on
+    plain loop, and so do derivatives of derivatives.
+
+    backend: a name in BACKENDS; None for what `use_backend` says, else the fastest that fits. Raises ValueError on
     sizes that do not fit each other, an unknown layout, or a backend that cannot take these tensors."""
     if layout not in ("bdl", "bld"):
         raise ValueError(f"layout {layout!r} is not known; choose 'bdl' or 'bld'")
