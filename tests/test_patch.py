@@ -12,6 +12,7 @@ import torch
 from kwslib.io import KwsError
 from kwslib.models.mamba import Mamba
 from kwslib.scan import patch_transformers, use_backend
+from paper import benchmark_lm
 
 pytest.importorskip("numba")
 
@@ -241,3 +242,16 @@ def test_weights_that_mean_something_else_are_refused(transformers):
     ):
         with pytest.raises(KwsError, match=match):
             Mamba.from_module(module)
+
+
+def test_the_benchmark_of_whole_models_times_and_compares_each_variant(transformers, monkeypatch, tmp_path):
+    calls = counting(monkeypatch)
+    made = benchmark_lm.benchmark_lm(tmp_path / "lm.json", small=True, rounds=2)
+    entry = made["models"]["tiny"]
+    assert len(calls) == 2 * (1 + 3 + 3)  # layers; the comparison, and two tasks in a warm-up and two rounds
+    assert 0 < entry["difference"]["kwslib"] < 1e-5 and (tmp_path / "lm.json").is_file()
+    for task in ("prompt", "training"):
+        for ms in entry[task]["ms"].values():
+            assert 0 < ms["q1"] <= ms["median"] <= ms["q3"]
+    with pytest.raises(KwsError, match="at least 1"):
+        benchmark_lm.benchmark_lm(rounds=0)
