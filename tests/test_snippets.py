@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -28,7 +29,7 @@ def run(command, folder, root):
     """Run in `folder` as an installed kwslib would, with `kws` on the path; returns what was printed."""
     scripts = os.path.dirname(sys.executable)
     env = os.environ | {
-        "PYTHONPATH": str(root),
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
         "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
@@ -44,7 +45,10 @@ def blocks(text, language):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/own_words.md", "docs/scan.md"])
 def test_python_runs_as_it_stands(root, place, page):
-    code = "\n".join(blocks((root / page).read_text(), "python"))
+    text = (root / page).read_text()
+    if find_spec("transformers") is None:  # an extra
+        text = text.split("## Mamba on any CPU")[0]
+    code = "\n".join(blocks(text, "python"))
     assert code
     (place / "snippet.py").write_text(code)
     printed = run([sys.executable, "snippet.py"], place, root)
@@ -113,9 +117,7 @@ def test_links_lead_somewhere(root, page):
 
 
 def test_examples_run(root, place):
-    assert "step by step equals all at once: True" in run(
-        [sys.executable, root / "examples/scan_alone.py"], place, root
-    )
+    assert "step by step equals all at once: True" in run([sys.executable, root / "examples/scan_only.py"], place, root)
     run([sys.executable, root / "examples/spotter_in_an_application.py", "my recording.wav"], place, root)
     run(["kws", "pack", "synthetic", "words", "--words", "go,stop", "--speakers", "6", "3", "3"], place, root)
     write = (
