@@ -2,6 +2,8 @@
 
 B clips    T frames    F mel bands or cepstra    d  d_model"""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -30,8 +32,32 @@ def projection(n_in, d_model):
     return nn.Sequential(nn.Linear(n_in, d_model), nn.LayerNorm(d_model), nn.SiLU(), nn.Dropout(0.1))
 
 
+def carried(layers, x, pasts):
+    """A chunk (B, c, T, F) through convolutions and pools whose borders are carried -> (outputs, inputs to keep).
+
+    layers: (function without padding in time, kernel, stride, padding) of each, over time. pasts: what an earlier call
+    kept of each layer's inputs, or None at the start, where the padding stands. The outputs are those of the whole
+    sequence at once, as far as they depend on no later input; there may be none."""
+    kept = []
+    for (layer, kernel, stride, padding), past in zip(layers, pasts or [None] * len(layers)):
+        x = F.pad(x, (0, 0, padding, 0)) if past is None else torch.cat([past, x], 2)
+        n = (x.shape[2] - kernel) // stride + 1
+        kept.append(x[:, :, max(n, 0) * stride :])
+        if n < 1:
+            return None, [*kept, *pasts[len(kept) :]]
+        x = layer(x[:, :, : (n - 1) * stride + kernel])
+    return x, kept
+
+
+def without_padding(conv, norm, x):
+    """silu(norm(conv(x))), the convolution padded in frequency alone."""
+    return F.silu(norm(F.conv2d(x, conv.weight, conv.bias, conv.stride, (0, conv.padding[1]))))
+
+
 class ConvFrontEnd(nn.Module):
     """Log-mel (B, T, F) -> (B, T // 2, d): two double 3×3 convolutions; time is halved once, frequency twice."""
+
+    stride = 2
 
     def __init__(self, d_model, n_features=128):
         super().__init__()
@@ -51,9 +77,18 @@ class ConvFrontEnd(nn.Module):
             lengths = None if lengths is None else lengths // pool[0]  # valid where both of a pair's frames are
         return self.project(x.permute(0, 2, 1, 3).flatten(2)), lengths
 
+    def layers_over_time(self):
+        """Its layers, as `carried` takes them."""
+        for stage, pool in zip(self.stages, ((2, 2), (1, 2))):
+            for conv, norm in (stage[:2], stage[2:]):
+                yield partial(without_padding, conv, norm), 3, 1, 1
+            yield partial(F.max_pool2d, kernel_size=pool), pool[0], pool[0], 0
+
 
 class StridedFrontEnd(nn.Module):
     """Log-mel (B, T, F) -> (B, ceil(T / 4), d): strides, not pooling, at a twentieth of ConvFrontEnd's work."""
+
+    stride = 4
 
     def __init__(self, d_model, n_features=64, widths=(16, 32, 64), kernels=(5, 3, 3), strides=(2, 1, 2)):
         super().__init__()
@@ -71,9 +106,16 @@ class StridedFrontEnd(nn.Module):
             lengths = None if lengths is None else (lengths - 1) // layer[0].stride[0] + 1
         return self.project(x.permute(0, 2, 1, 3).flatten(2)), lengths
 
+    def layers_over_time(self):
+        """Its layers, as `carried` takes them."""
+        for conv, norm, _ in self.layers:
+            yield partial(without_padding, conv, norm), conv.kernel_size[0], conv.stride[0], conv.padding[0]
+
 
 class LinearFrontEnd(nn.Module):
     """MFCC (B, T, F) -> (B, T, d), frame by frame."""
+
+    stride = 1
 
     def __init__(self, d_model, n_features=40):
         super().__init__()
@@ -81,6 +123,9 @@ class LinearFrontEnd(nn.Module):
 
     def forward(self, x, lengths):
         return self.project(x), lengths
+
+    def layers_over_time(self):
+        return ()
 
 
 class Head(nn.Module):
@@ -108,3 +153,25 @@ class SequenceKWS(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x, lengths)
+
+    @property
+    def carries(self):
+        """Whether every block has a state to carry: `carry` works."""
+        return all(hasattr(block, "mixer") for block in self.blocks)
+
+    def carry(self, inputs, state=None):
+        """A chunk of inputs (B, T, F), of any length -> (frames (B, t, d) that the head averages, state: list of tensors).
+
+        state: what an earlier call returned, None at the start, where the chunk must give a frame at least. All chunks
+        together give the frames that the whole sequence gives at once, but those that depend on what comes after it.
+        Only in evaluation mode, and for models that say `carries`."""
+        layers = list(self.frontend.layers_over_time())
+        pasts, states = (None, None) if state is None else (state[: len(layers)], state[len(layers) :])
+        x, pasts = carried(layers, inputs[:, None], pasts)
+        if x is None:
+            return inputs.new_zeros(len(inputs), 0, self.head.norm.normalized_shape[0]), [*pasts, *states]
+        x, after = self.frontend.project(x.permute(0, 2, 1, 3).flatten(2)), []
+        for i, block in enumerate(self.blocks):
+            x, own = block(x, None if states is None else states[2 * i : 2 * i + 2], return_state=True)
+            after += own
+        return self.head.norm(x), [*pasts, *after]

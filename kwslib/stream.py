@@ -1,0 +1,364 @@
+"""Listening: samples in chunks of any length come in, words come out. `spotter.stream()` makes a Stream.
+
+    chunk ─ Resampler ─ 16 kHz ─ Windows or Carried ─ log-odds, every hop_s ─ mean of the last `smooth` ─ threshold ─ event
+
+Two ways to listen, with the same times and the same rules for an event:
+
+"windows"  the model hears the last window_s seconds again at each decision: the scores of `KeywordSpotter.scores`, for
+           every model. Power spectra that overlapping windows share are computed once; a window's own borders, its
+           floor and the model are not shared.
+"carried"  the model hears each frame once: convolutions keep their borders and Mamba blocks their state (Gu & Dao 2023,
+           section 3.3.2), and the head averages over the last window_s. A fraction of the work; scores are close to
+           those of windows, not equal, as the blocks remember more than a window. A floor of features in dB lies below
+           the loudest frame of the last window_s."""
+
+import math
+from collections import namedtuple
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+from kwslib.data.audio import check_rate, to_mono
+from kwslib.data.features import WaveToSpec
+from kwslib.data.tasks import SILENCE, UNKNOWN
+from kwslib.io import SAMPLE_RATE, KwsError
+from kwslib.spotter import BATCH, LISTENING, log_odds
+
+# What a classifier's event is, for which no threshold was measured: 95 % sure; a window of a second holds a word so long
+# that a shorter rest would hear it twice. A detector's card says its own.
+CLASSIFIER = {"threshold": math.log(0.95 / 0.05), "refractory_s": 1.5}
+PIECE = 5  # seconds that are resampled and heard at a time, so that a long chunk needs little memory
+
+Event = namedtuple("Event", ("word", "time", "score"))
+
+
+class Stream:
+    """Hears a stream of samples; `feed` it chunks.
+
+    mode: "windows" or "carried" (above); None: what the card's detector says, else "windows". threshold: log-odds at
+    which a word is heard, one number or {label: number}. alarms_per_hour: take the card's threshold for this rate of
+    false alarms. With neither, a detector takes the card's strictest and a classifier `CLASSIFIER`'s. times, scores:
+    of the decisions that the last call of `feed` or `finish` made, as `KeywordSpotter.scores` returns them.
+
+    Raises KwsError for a mode that the model lacks, and for a rate that the card has no threshold for."""
+
+    def __init__(self, spotter, mode=None, threshold=None, alarms_per_hour=None):
+        own = spotter.card.get("detector", {})
+        how = LISTENING | CLASSIFIER | own
+        self.spotter, self.smooth, self.mode = spotter, how["smooth"], mode or how.get("mode", "windows")
+        self.window, self.step, self.rest = (
+            round(how[key] * SAMPLE_RATE) for key in ("window_s", "hop_s", "refractory_s")
+        )
+        if self.mode not in EARS:
+            raise KwsError(f"mode {self.mode!r} is not known; choose one of {', '.join(EARS)}")
+        if not 0 < self.step <= self.window:
+            raise KwsError(f"hop_s is {how['hop_s']} and window_s {how['window_s']}; a hop is within a window")
+        if threshold is None:
+            threshold = threshold_of(own, alarms_per_hour)
+        self.thresholds = per_label(threshold, spotter.labels)
+        self.ear = EARS[self.mode](spotter, self.window, self.step)
+        self.reset()
+
+    def reset(self):
+        """Forget all that was heard; the next sample is at time 0, at any rate."""
+        n = len(self.spotter.labels)
+        self.rate, self.resampler, self.chunks, self.fresh, self.decisions = None, None, [], 0, 0
+        self.recent, self.last = torch.zeros(0, n), np.full(n, -self.rest)  # log-odds; sample of each label's last event
+        self.ear.reset()
+        self._none()
+
+    def _none(self):
+        self.times, self.scores = np.zeros(0), np.zeros((0, len(self.spotter.labels)), np.float32)
+
+    def feed(self, chunk, sample_rate=SAMPLE_RATE):
+        """[Event(word, time, score), …] that the chunk completes.
+
+        chunk: samples as `predict` takes them, of any length, also none; all of one rate in Hz until `reset`. time: in s
+        since the start, the end of the window that was decided on; score: log-odds. Raises KwsError, in one sentence,
+        for what is not samples; the stream goes on as if that chunk had not been given."""
+        self._none()
+        if self.rate is None:
+            self._begin(sample_rate)
+        elif sample_rate != self.rate:
+            raise KwsError(f"sample_rate is {sample_rate}, but the stream began at {self.rate}; reset() it first")
+        if not np.size(chunk):
+            return []
+        self.chunks.append(to_mono(chunk, "the chunk"))
+        self.fresh += len(self.chunks[-1])
+        if self.fresh * SAMPLE_RATE < self.ear.missing * self.rate:  # too short for a decision: no work yet
+            return []
+        return self._decide(self._heard())
+
+    def _begin(self, rate):
+        self.rate = check_rate(rate)
+        self.resampler = Resampler(self.rate)
+
+    @torch.inference_mode()
+    def _heard(self):
+        """Logits (n, labels) of the decisions that the waiting chunks complete."""
+        wave, self.chunks, self.fresh = torch.from_numpy(np.concatenate(self.chunks)), [], 0
+        pieces = wave.split(PIECE * self.rate)
+        return torch.cat([self.ear.hear(self.resampler.feed(p).to(self.spotter.device)) for p in pieces])
+
+    @torch.inference_mode()
+    def finish(self):
+        """The events at the end of the recording, which `feed` could not know of; then the stream is `reset`.
+
+        Resampling waits for some milliseconds; and a recording shorter than a window is heard with zeros after it."""
+        found, logits = [], []
+        self._none()
+        if self.rate is not None:
+            if self.chunks:
+                logits.append(self._heard())
+            logits.append(self.ear.hear(self.resampler.finish().to(self.spotter.device)))
+            if not self.decisions and not sum(map(len, logits)) and self.ear.missing < self.window:
+                logits.append(self.ear.hear(torch.zeros(self.ear.missing, device=self.spotter.device)))
+            found = self._decide(torch.cat(logits))
+        kept = self.times, self.scores
+        self.reset()
+        self.times, self.scores = kept
+        return found
+
+    def _decide(self, logits):
+        if not len(logits):
+            return []
+        before = len(self.recent)
+        odds = torch.cat([self.recent, log_odds(logits, "detector" in self.spotter.card).cpu()])
+        self.recent = odds[max(0, len(odds) - self.smooth + 1) :].clone() if self.smooth > 1 else odds[:0]
+        total = pad(odds.double().cumsum(0), (0, 0, 1, 0))
+        ends = torch.arange(before + 1, len(total))
+        starts = (ends - self.smooth).clamp_min(0)
+        self.scores = ((total[ends] - total[starts]) / (ends - starts)[:, None]).float().numpy()
+        samples = self.window + self.step * np.arange(self.decisions, self.decisions + len(ends))
+        self.decisions, self.times = self.decisions + len(ends), samples / SAMPLE_RATE
+        found = []
+        for row, label in np.argwhere(self.scores >= self.thresholds):
+            if samples[row] - self.last[label] >= self.rest:
+                self.last[label] = samples[row]
+                event = self.spotter.labels[label], float(self.times[row]), float(self.scores[row, label])
+                found.append(Event(*event))
+        return found
+
+    def state_dict(self):
+        """What the stream remembers, as a flat dict of tensors: for torch.save or safetensors."""
+        waiting = torch.from_numpy(np.concatenate(self.chunks)) if self.chunks else torch.zeros(0)
+        resampler = self.resampler.held if self.resampler else torch.zeros(0)
+        counts = torch.tensor([self.rate or 0, self.decisions])
+        own = {"counts": counts, "waiting": waiting, "resampler": resampler, "recent": self.recent}
+        own["last"] = torch.from_numpy(self.last)
+        return {k: v.detach().cpu().clone() for k, v in (own | self.ear.state_dict()).items()}
+
+    def load_state_dict(self, state):
+        """Go on where the stream stood whose `state_dict` this is; of the same model and mode."""
+        self.reset()
+        try:
+            own = {k: state[k].clone() for k in ("counts", "waiting", "resampler", "recent", "last")}
+            if own["last"].shape != self.last.shape:
+                raise KeyError("last")
+            self.ear.load_state_dict({k: v.clone() for k, v in state.items() if k not in own})
+        except KeyError as e:
+            self.reset()
+            raise KwsError(f"the state does not fit this stream ({e.args[0]}); save one of this model and mode") from None
+        rate, self.decisions = own["counts"].tolist()
+        if rate:
+            self._begin(rate)
+            self.resampler.held = own["resampler"]
+        self.recent, self.last = own["recent"], own["last"].numpy()
+        self.chunks, self.fresh = ([own["waiting"].numpy()], len(own["waiting"])) if len(own["waiting"]) else ([], 0)
+
+
+def threshold_of(detector, alarms_per_hour):
+    """The threshold in a card's `detector` for a rate of false alarms; of a classifier's, which has none, the default."""
+    known = {float(rate): value for rate, value in detector.get("thresholds", {}).items()}
+    if alarms_per_hour is None:
+        return known[min(known)] if known else CLASSIFIER["threshold"]
+    if alarms_per_hour in known:
+        return known[alarms_per_hour]
+    has = f"thresholds for {', '.join(f'{r:g}' for r in sorted(known))} false alarms an hour" if known else "no thresholds"
+    raise KwsError(f"the model's card has {has}, not for {alarms_per_hour:g}; give a threshold instead")
+
+
+def per_label(threshold, labels):
+    """A number or {label: number} -> (labels,); what is no word never comes."""
+    each = threshold if isinstance(threshold, dict) else dict.fromkeys(labels, threshold)
+    if unknown := [label for label in each if label not in labels]:
+        raise KwsError(f"there is a threshold for {unknown[0]!r}, which is not a label; the labels are {', '.join(labels)}")
+    return np.array([math.inf if w in (UNKNOWN, SILENCE) else float(each.get(w, math.inf)) for w in labels])
+
+
+class Resampler:
+    """Chunks at `rate` Hz, float32 (n,) -> the samples at 16 kHz that torchaudio's windowed sinc makes of all of them.
+
+    Of a ratio old : new in lowest terms, a block of `old` samples gives `new`, with `reach` more on either side. The
+    sums are in double precision, so that they do not depend on the chunks. held: the samples from the next block's
+    reach on, zeros at first."""
+
+    def __init__(self, rate):
+        common = math.gcd(rate, SAMPLE_RATE)
+        self.old, self.new, self.held = rate // common, SAMPLE_RATE // common, torch.zeros(0)
+        if self.old != self.new:
+            from torchaudio.transforms import Resample
+
+            # in single precision, as `resample` has it: (new, old + 2 reach)
+            kernel = Resample(rate, SAMPLE_RATE, dtype=torch.float32).kernel[:, 0].double()
+            self.reach = (kernel.shape[1] - self.old) // 2
+            self.held = torch.zeros(self.reach)
+            first = torch.arange(self.new) * self.old // self.new  # the rest of a row is zero
+            self.at = first[:, None] + torch.arange(2 * self.reach + 1)
+            self.taps = kernel.gather(1, self.at)
+
+    def feed(self, wave):
+        if self.old == self.new:
+            return wave
+        self.held = torch.cat([self.held, wave])
+        count = max(0, (len(self.held) - 2 * self.reach) // self.old)
+        if not count:
+            return wave[:0]
+        blocks = self.held.double().unfold(0, self.old + 2 * self.reach, self.old)
+        self.held = self.held[count * self.old :].clone()
+        return (blocks[:, self.at] * self.taps).sum(-1).flatten().float()
+
+    def finish(self):
+        """The last samples, with zeros after them."""
+        if self.old == self.new:
+            return self.held
+        left = (len(self.held) - self.reach) * self.new
+        return self.feed(torch.zeros(self.reach + self.old))[: -(-left // self.old)]
+
+
+class Ear:
+    """Samples at 16 kHz (n,) -> logits of the decisions that they complete: `hear`. missing: samples until the next."""
+
+    def __init__(self, spotter, window, step):
+        self.spotter, self.window, self.step, front = spotter, window, step, spotter.frontend
+        self.half = front.n_fft // 2 if front.center else 0  # samples that frame 0 reaches before the start
+        self.plain = WaveToSpec(**front.options | {"center": False}).to(spotter.device)  # frames inside the samples
+        self.nothing = torch.zeros(0, len(spotter.labels), device=spotter.device)
+
+    def powers(self, wave):
+        """Mel power (n, n_mels) of every whole frame that begins in `wave` (N,)."""
+        whole = len(wave) >= self.plain.n_fft
+        return self.plain.power(wave[None])[0] if whole else wave.new_zeros(0, self.plain.mel.shape[1])
+
+    def state_dict(self):
+        return {"missing": torch.tensor(self.missing)} | {k: getattr(self, k) for k in self.kept}
+
+
+class Windows(Ear):
+    """Every window anew. held: the samples from the next window on. power: the spectra inside it that are known."""
+
+    kept = "held", "power"
+
+    def __init__(self, spotter, window, step):
+        super().__init__(spotter, window, step)
+        front = spotter.frontend
+        self.frames, hop = front.frames(window), front.hop_length
+        self.first = -(-self.half // hop)  # frames from here on lie inside the window
+        self.inside = (window + self.half - front.n_fft) // hop + 1 - self.first
+        borders = self.frames - self.inside
+        self.shares = step % hop == 0 and self.inside > 0 and (not self.half or borders > self.first)
+
+    def reset(self):
+        self.missing, self.held = self.window, self.nothing.new_zeros(0)
+        self.power = self.held.new_zeros(0, self.plain.mel.shape[1])
+
+    def hear(self, wave):
+        self.held = torch.cat([self.held, wave])
+        count = max(0, (len(self.held) - self.window) // self.step + 1)
+        found = [self.nothing]
+        for at in range(0, count, BATCH):
+            size = self.window + (min(BATCH, count - at) - 1) * self.step
+            found.append(self.logits(self.held[at * self.step :][:size]))
+        self.held = self.held[count * self.step :].clone() if count else self.held
+        self.missing = self.window - len(self.held)
+        return torch.cat(found)
+
+    def logits(self, run):
+        """Of the windows in a run of samples, (n, labels)."""
+        spotter, windows = self.spotter, run.unfold(0, self.window, self.step)
+        if not self.shares:
+            return spotter.logits(windows)
+        power = self.powers_of(run, windows)
+        return spotter.model(spotter.normalise(spotter.frontend.features(power)), None).float()
+
+    def powers_of(self, run, windows):
+        """Mel power (n, T, n_mels) of each window, those frames that windows share computed once."""
+        front, hop, each = self.plain, self.plain.hop_length, self.step // self.plain.hop_length
+        begin = (self.first + len(self.power)) * hop - self.half
+        power = torch.cat([self.power, self.powers(run[begin:])])
+        self.power = power[len(windows) * each :].clone()
+        inside = power.unfold(0, self.inside, each).transpose(1, 2)
+        if self.inside == self.frames:
+            return inside
+        padded = pad(windows, (self.half, self.half), self.spotter.frontend.pad_mode)
+        head = padded[:, : (self.first - 1) * hop + front.n_fft]  # the frames at its two borders, which are its own
+        tail = padded[:, (self.first + self.inside) * hop : (self.frames - 1) * hop + front.n_fft]
+        return torch.cat([front.power(head), inside, front.power(tail)], 1)
+
+    def load_state_dict(self, state):
+        self.missing = int(state["missing"])
+        self.held, self.power = (state[k].to(self.nothing.device) for k in self.kept)
+
+
+class Carried(Ear):
+    """Every frame once, decision by decision, so that chunks change nothing at all. held: the samples from the next
+    frame on. loud: the loudest value of each of the last frames. frames: the model's last, as its head averages them.
+    model: what its layers carry."""
+
+    kept = "held", "loud", "frames"
+
+    def __init__(self, spotter, window, step):
+        super().__init__(spotter, window, step)
+        if not getattr(spotter.model, "carries", False) or spotter.normalise.kind == "clip":
+            raise KwsError(f"model {spotter.card['model']} carries no state; listen with mode windows")
+        self.span = spotter.frontend.frames(window)  # frames of features in a window
+        self.mean = round(window / spotter.frontend.hop_length / spotter.model.frontend.stride)  # and of the model
+
+    def reset(self):
+        self.missing, self.model = self.window, None
+        self.held = self.nothing.new_zeros(self.half)
+        self.loud, self.frames = self.held.new_zeros(0), None
+
+    def hear(self, wave):
+        found = [self.nothing]
+        while len(wave) >= self.missing:
+            found.append(self.decide(wave[: self.missing]))
+            wave, self.missing = wave[self.missing :], self.step
+        self.held, self.missing = torch.cat([self.held, wave]), self.missing - len(wave)
+        return torch.cat(found)
+
+    def decide(self, wave):
+        wave = torch.cat([self.held, wave])
+        power = self.powers(wave)
+        self.held = wave[len(power) * self.plain.hop_length :]
+        x = self.features(power)
+        frames, self.model = self.spotter.model.carry(self.spotter.normalise(x)[None], self.model)
+        self.frames = torch.cat([frames] if self.frames is None else [self.frames, frames], 1)[:, -self.mean :]
+        return self.spotter.model.head.classify(self.frames.mean(1)).float()
+
+    def features(self, power):
+        front = self.plain
+        if front.scale == "log" or not len(power):
+            return front.features(power[None])[0]
+        mel = power.clamp_min(1e-10).log10_().mul_(10.0)
+        loud = torch.cat([self.loud, mel.amax(1)])
+        before, self.loud = len(self.loud), loud[-self.span + 1 :]
+        most = pad(loud, (self.span - 1, 0), value=-math.inf).unfold(0, self.span, 1).amax(1)[before:]
+        mel = torch.maximum(mel, most[:, None] - front.top_db)
+        return mel if front.kind == "mel" else mel @ front.dct
+
+    def state_dict(self):
+        kept = {} if self.frames is None else super().state_dict()
+        model = {f"model.{i}": t for i, t in enumerate(self.model or ())}
+        return {"missing": torch.tensor(self.missing), "held": self.held} | kept | model
+
+    def load_state_dict(self, state):
+        state = {k: v.to(self.nothing.device) for k, v in state.items()}
+        self.missing, self.held = int(state["missing"]), state["held"]
+        if "frames" in state:
+            self.loud, self.frames = state["loud"], state["frames"]
+            self.model = [state[f"model.{i}"] for i in range(sum(k.startswith("model.") for k in state))]
+
+
+EARS = {"windows": Windows, "carried": Carried}
