@@ -1,6 +1,6 @@
 """Listening: samples in chunks of any length come in, words come out. `spotter.stream()` makes a Stream.
 
-    chunk ─ Resampler ─ 16 kHz ─ Windows or Carried ─ log-odds, every hop_s ─ mean of the last `smooth` ─ threshold ─ event
+    chunk ─ Resampler ─ 16 kHz ─ Windows or Once ─ log-odds, every hop_s ─ mean of the last `smooth` ─ threshold ─ event
 
 Two ways to listen, with the same times and the same rules for an event:
 
@@ -23,11 +23,12 @@ from kwslib.data.audio import check_rate, to_mono
 from kwslib.data.features import WaveToSpec
 from kwslib.data.tasks import SILENCE, UNKNOWN
 from kwslib.io import SAMPLE_RATE, KwsError
+from kwslib.models.layers import Carried
 from kwslib.spotter import BATCH, LISTENING, log_odds
 
-# What a classifier's event is, for which no threshold was measured: 95 % sure; a window of a second holds a word so long
-# that a shorter rest would hear it twice. A detector's card says its own.
-CLASSIFIER = {"threshold": math.log(0.95 / 0.05), "refractory_s": 1.5}
+# An event of a classifier, for which no threshold was measured: 80 % sure, as label smoothing leaves few words above
+# 90 %. A window of a second holds a word so long that a shorter rest would hear it twice. Cards of detectors say theirs.
+CLASSIFIER = {"threshold": math.log(0.8 / 0.2), "refractory_s": 1.5}
 PIECE = 5  # seconds that are resampled and heard at a time, so that a long chunk needs little memory
 
 Event = namedtuple("Event", ("word", "time", "score"))
@@ -64,7 +65,10 @@ class Stream:
         """Forget all that was heard; the next sample is at time 0, at any rate."""
         n = len(self.spotter.labels)
         self.rate, self.resampler, self.chunks, self.fresh, self.decisions = None, None, [], 0, 0
-        self.recent, self.last = torch.zeros(0, n), np.full(n, -self.rest)  # log-odds; sample of each label's last event
+        self.recent, self.last = (
+            np.zeros((0, n), np.float32),
+            np.full(n, -self.rest),
+        )  # log-odds; sample of each label's last event
         self.ear.reset()
         self._none()
 
@@ -74,9 +78,9 @@ class Stream:
     def feed(self, chunk, sample_rate=SAMPLE_RATE):
         """[Event(word, time, score), …] that the chunk completes.
 
-        chunk: samples as `predict` takes them, of any length, also none; all of one rate in Hz until `reset`. time: in s
-        since the start, the end of the window that was decided on; score: log-odds. Raises KwsError, in one sentence,
-        for what is not samples; the stream goes on as if that chunk had not been given."""
+        chunk: samples as `predict` takes them, of any length, also none; all of one rate in Hz until `reset`. time: of
+        the end of the window that was decided on, in s since the start; score: log-odds. Raises KwsError, in one
+        sentence, for what is not samples; the stream goes on as if that chunk had not been given."""
         self._none()
         if self.rate is None:
             self._begin(sample_rate)
@@ -123,13 +127,11 @@ class Stream:
     def _decide(self, logits):
         if not len(logits):
             return []
-        before = len(self.recent)
-        odds = torch.cat([self.recent, log_odds(logits, "detector" in self.spotter.card).cpu()])
-        self.recent = odds[max(0, len(odds) - self.smooth + 1) :].clone() if self.smooth > 1 else odds[:0]
-        total = pad(odds.double().cumsum(0), (0, 0, 1, 0))
-        ends = torch.arange(before + 1, len(total))
-        starts = (ends - self.smooth).clamp_min(0)
-        self.scores = ((total[ends] - total[starts]) / (ends - starts)[:, None]).float().numpy()
+        odds = log_odds(logits, "detector" in self.spotter.card).cpu().numpy()
+        known, self.recent = len(self.recent), np.concatenate([self.recent, odds])
+        ends = range(known + 1, len(self.recent) + 1)
+        means = [self.recent[max(0, end - self.smooth) : end].mean(0, dtype=np.float64) for end in ends]
+        self.scores, self.recent = np.array(means, np.float32), self.recent[-self.smooth :]
         samples = self.window + self.step * np.arange(self.decisions, self.decisions + len(ends))
         self.decisions, self.times = self.decisions + len(ends), samples / SAMPLE_RATE
         found = []
@@ -145,7 +147,7 @@ class Stream:
         waiting = torch.from_numpy(np.concatenate(self.chunks)) if self.chunks else torch.zeros(0)
         resampler = self.resampler.held if self.resampler else torch.zeros(0)
         counts = torch.tensor([self.rate or 0, self.decisions])
-        own = {"counts": counts, "waiting": waiting, "resampler": resampler, "recent": self.recent}
+        own = {"counts": counts, "waiting": waiting, "resampler": resampler, "recent": torch.from_numpy(self.recent)}
         own["last"] = torch.from_numpy(self.last)
         return {k: v.detach().cpu().clone() for k, v in (own | self.ear.state_dict()).items()}
 
@@ -159,31 +161,35 @@ class Stream:
             self.ear.load_state_dict({k: v.clone() for k, v in state.items() if k not in own})
         except KeyError as e:
             self.reset()
-            raise KwsError(f"the state does not fit this stream ({e.args[0]}); save one of this model and mode") from None
+            raise KwsError(
+                f"the state does not fit this stream ({e.args[0]}); save one of this model and mode"
+            ) from None
         rate, self.decisions = own["counts"].tolist()
         if rate:
             self._begin(rate)
             self.resampler.held = own["resampler"]
-        self.recent, self.last = own["recent"], own["last"].numpy()
+        self.recent, self.last = own["recent"].numpy(), own["last"].numpy()
         self.chunks, self.fresh = ([own["waiting"].numpy()], len(own["waiting"])) if len(own["waiting"]) else ([], 0)
 
 
 def threshold_of(detector, alarms_per_hour):
-    """The threshold in a card's `detector` for a rate of false alarms; of a classifier's, which has none, the default."""
+    """The threshold in a card's `detector` for a rate of false alarms; the default for a classifier, which has none."""
     known = {float(rate): value for rate, value in detector.get("thresholds", {}).items()}
     if alarms_per_hour is None:
         return known[min(known)] if known else CLASSIFIER["threshold"]
     if alarms_per_hour in known:
         return known[alarms_per_hour]
-    has = f"thresholds for {', '.join(f'{r:g}' for r in sorted(known))} false alarms an hour" if known else "no thresholds"
-    raise KwsError(f"the model's card has {has}, not for {alarms_per_hour:g}; give a threshold instead")
+    has = f"thresholds for {', '.join(f'{r:g}' for r in sorted(known))}, not" if known else "no threshold"
+    raise KwsError(f"the model's card has {has} for {alarms_per_hour:g} false alarms an hour; give a threshold instead")
 
 
 def per_label(threshold, labels):
     """A number or {label: number} -> (labels,); what is no word never comes."""
     each = threshold if isinstance(threshold, dict) else dict.fromkeys(labels, threshold)
     if unknown := [label for label in each if label not in labels]:
-        raise KwsError(f"there is a threshold for {unknown[0]!r}, which is not a label; the labels are {', '.join(labels)}")
+        raise KwsError(
+            f"there is a threshold for {unknown[0]!r}, which is not a label; the labels are {', '.join(labels)}"
+        )
     return np.array([math.inf if w in (UNKNOWN, SILENCE) else float(each.get(w, math.inf)) for w in labels])
 
 
@@ -301,7 +307,7 @@ class Windows(Ear):
         self.held, self.power = (state[k].to(self.nothing.device) for k in self.kept)
 
 
-class Carried(Ear):
+class Once(Ear):
     """Every frame once, decision by decision, so that chunks change nothing at all. held: the samples from the next
     frame on. loud: the loudest value of each of the last frames. frames: the model's last, as its head averages them.
     model: what its layers carry."""
@@ -310,10 +316,16 @@ class Carried(Ear):
 
     def __init__(self, spotter, window, step):
         super().__init__(spotter, window, step)
-        if not getattr(spotter.model, "carries", False) or spotter.normalise.kind == "clip":
+        if not Carried.fits(spotter.model) or spotter.normalise.kind == "clip":
             raise KwsError(f"model {spotter.card['model']} carries no state; listen with mode windows")
         self.span = spotter.frontend.frames(window)  # frames of features in a window
         self.mean = round(window / spotter.frontend.hop_length / spotter.model.frontend.stride)  # and of the model
+        kind, self.prefix = Carried, "model."
+        if spotter.device.type == "cpu":
+            from kwslib.frames import Compiled as kind  # only here: importing numba takes a second
+
+            self.prefix = "compiled."
+        self.carry = kind(spotter.model)
 
     def reset(self):
         self.missing, self.model = self.window, None
@@ -333,7 +345,7 @@ class Carried(Ear):
         power = self.powers(wave)
         self.held = wave[len(power) * self.plain.hop_length :]
         x = self.features(power)
-        frames, self.model = self.spotter.model.carry(self.spotter.normalise(x)[None], self.model)
+        frames, self.model = self.carry(self.spotter.normalise(x)[None], self.model)
         self.frames = torch.cat([frames] if self.frames is None else [self.frames, frames], 1)[:, -self.mean :]
         return self.spotter.model.head.classify(self.frames.mean(1)).float()
 
@@ -350,7 +362,7 @@ class Carried(Ear):
 
     def state_dict(self):
         kept = {} if self.frames is None else super().state_dict()
-        model = {f"model.{i}": t for i, t in enumerate(self.model or ())}
+        model = {f"{self.prefix}{i}": t for i, t in enumerate(self.model or ())}
         return {"missing": torch.tensor(self.missing), "held": self.held} | kept | model
 
     def load_state_dict(self, state):
@@ -358,7 +370,7 @@ class Carried(Ear):
         self.missing, self.held = int(state["missing"]), state["held"]
         if "frames" in state:
             self.loud, self.frames = state["loud"], state["frames"]
-            self.model = [state[f"model.{i}"] for i in range(sum(k.startswith("model.") for k in state))]
+            self.model = [state[f"{self.prefix}{i}"] for i in range(sum("." in key for key in state))]
 
 
-EARS = {"windows": Windows, "carried": Carried}
+EARS = {"windows": Windows, "carried": Once}

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def valid_mask(x, lengths):
@@ -49,9 +50,10 @@ def carried(layers, x, pasts):
     return x, kept
 
 
-def without_padding(conv, norm, x):
-    """silu(norm(conv(x))), the convolution padded in frequency alone."""
-    return F.silu(norm(F.conv2d(x, conv.weight, conv.bias, conv.stride, (0, conv.padding[1]))))
+def unpadded(conv, norm):
+    """x -> silu(norm(conv(x))), in evaluation mode: the norm is folded in, and only frequency is padded."""
+    conv = fuse_conv_bn_eval(conv, norm)
+    return lambda x: F.silu(F.conv2d(x, conv.weight, conv.bias, conv.stride, (0, conv.padding[1])))
 
 
 class ConvFrontEnd(nn.Module):
@@ -81,7 +83,7 @@ class ConvFrontEnd(nn.Module):
         """Its layers, as `carried` takes them."""
         for stage, pool in zip(self.stages, ((2, 2), (1, 2))):
             for conv, norm in (stage[:2], stage[2:]):
-                yield partial(without_padding, conv, norm), 3, 1, 1
+                yield unpadded(conv, norm), 3, 1, 1
             yield partial(F.max_pool2d, kernel_size=pool), pool[0], pool[0], 0
 
 
@@ -109,7 +111,7 @@ class StridedFrontEnd(nn.Module):
     def layers_over_time(self):
         """Its layers, as `carried` takes them."""
         for conv, norm, _ in self.layers:
-            yield partial(without_padding, conv, norm), conv.kernel_size[0], conv.stride[0], conv.padding[0]
+            yield unpadded(conv, norm), conv.kernel_size[0], conv.stride[0], conv.padding[0]
 
 
 class LinearFrontEnd(nn.Module):
@@ -154,24 +156,33 @@ class SequenceKWS(nn.Module):
             x = block(x)
         return self.head(x, lengths)
 
-    @property
-    def carries(self):
-        """Whether every block has a state to carry: `carry` works."""
-        return all(hasattr(block, "mixer") for block in self.blocks)
 
-    def carry(self, inputs, state=None):
-        """A chunk of inputs (B, T, F), of any length -> (frames (B, t, d) that the head averages, state: list of tensors).
+class Carried:
+    """A SequenceKWS in evaluation mode whose blocks have a state to carry, and so can be fed in chunks."""
 
-        state: what an earlier call returned, None at the start, where the chunk must give a frame at least. All chunks
-        together give the frames that the whole sequence gives at once, but those that depend on what comes after it.
-        Only in evaluation mode, and for models that say `carries`."""
-        layers = list(self.frontend.layers_over_time())
-        pasts, states = (None, None) if state is None else (state[: len(layers)], state[len(layers) :])
-        x, pasts = carried(layers, inputs[:, None], pasts)
+    def __init__(self, model):
+        self.model, self.layers = model, list(model.frontend.layers_over_time())
+
+    @staticmethod
+    def fits(model):
+        return isinstance(model, SequenceKWS) and all(hasattr(block, "mixer") for block in model.blocks)
+
+    def __call__(self, inputs, state=None):
+        """A chunk of inputs (B, T, F), of any length -> (frames (B, t, d) that the head averages, state: tensors).
+
+        state: what the call before returned; None at the start, when the chunk must be long enough for a frame. All
+        chunks together give the frames that the whole sequence gives at once, but those that depend on its end."""
+        count = len(self.layers)
+        x, pasts = carried(self.layers, inputs[:, None], state and state[:count])
         if x is None:
-            return inputs.new_zeros(len(inputs), 0, self.head.norm.normalized_shape[0]), [*pasts, *states]
-        x, after = self.frontend.project(x.permute(0, 2, 1, 3).flatten(2)), []
-        for i, block in enumerate(self.blocks):
-            x, own = block(x, None if states is None else states[2 * i : 2 * i + 2], return_state=True)
+            return inputs.new_zeros(len(inputs), 0, self.model.head.norm.normalized_shape[0]), pasts + state[count:]
+        x = self.model.frontend.project(x.permute(0, 2, 1, 3).flatten(2))
+        x, state = self.blocks(x, state and state[count:])
+        return self.model.head.norm(x), pasts + state
+
+    def blocks(self, x, state):
+        after = []
+        for i, block in enumerate(self.model.blocks):
+            x, own = block(x, state and state[2 * i : 2 * i + 2], return_state=True)
             after += own
-        return self.head.norm(x), [*pasts, *after]
+        return x, after
