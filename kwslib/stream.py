@@ -27,7 +27,7 @@ from kwslib.models.layers import Carried
 from kwslib.spotter import BATCH, LISTENING, log_odds
 
 # An event of a classifier, for which no threshold was measured: 80 % sure, as label smoothing leaves few words above
-# 90 %. A window of a second holds a word so long that a shorter rest would hear it twice. Cards of detectors say theirs.
+# 90 %. A window of a second holds a word so long that a shorter rest would hear it twice. Detectors' cards say theirs.
 CLASSIFIER = {"threshold": math.log(0.8 / 0.2), "refractory_s": 1.5}
 PIECE = 5  # seconds that are resampled and heard at a time, so that a long chunk needs little memory
 
@@ -250,6 +250,11 @@ class Ear:
     def state_dict(self):
         return {"missing": torch.tensor(self.missing)} | {k: getattr(self, k) for k in self.kept}
 
+    def load_state_dict(self, state):
+        self.missing = int(state["missing"])
+        for key in self.kept:
+            setattr(self, key, state[key].to(self.nothing.device))
+
 
 class Windows(Ear):
     """Every window anew. held: the samples from the next window on. power: the spectra inside it that are known."""
@@ -302,10 +307,6 @@ class Windows(Ear):
         tail = padded[:, (self.first + self.inside) * hop : (self.frames - 1) * hop + front.n_fft]
         return torch.cat([front.power(head), inside, front.power(tail)], 1)
 
-    def load_state_dict(self, state):
-        self.missing = int(state["missing"])
-        self.held, self.power = (state[k].to(self.nothing.device) for k in self.kept)
-
 
 class Once(Ear):
     """Every frame once, decision by decision, so that chunks change nothing at all. held: the samples from the next
@@ -320,6 +321,7 @@ class Once(Ear):
             raise KwsError(f"model {spotter.card['model']} carries no state; listen with mode windows")
         self.span = spotter.frontend.frames(window)  # frames of features in a window
         self.mean = round(window / spotter.frontend.hop_length / spotter.model.frontend.stride)  # and of the model
+        self.width = spotter.model.head.norm.normalized_shape[0]
         kind, self.prefix = Carried, "model."
         if spotter.device.type == "cpu":
             from kwslib.frames import Compiled as kind  # only here: importing numba takes a second
@@ -330,7 +332,7 @@ class Once(Ear):
     def reset(self):
         self.missing, self.model = self.window, None
         self.held = self.nothing.new_zeros(self.half)
-        self.loud, self.frames = self.held.new_zeros(0), None
+        self.loud, self.frames = self.held.new_zeros(0), self.held.new_zeros(1, 0, self.width)
 
     def hear(self, wave):
         found = [self.nothing]
@@ -346,7 +348,7 @@ class Once(Ear):
         self.held = wave[len(power) * self.plain.hop_length :]
         x = self.features(power)
         frames, self.model = self.carry(self.spotter.normalise(x)[None], self.model)
-        self.frames = torch.cat([frames] if self.frames is None else [self.frames, frames], 1)[:, -self.mean :]
+        self.frames = torch.cat([self.frames, frames], 1)[:, -self.mean :]
         return self.spotter.model.head.classify(self.frames.mean(1)).float()
 
     def features(self, power):
@@ -361,16 +363,12 @@ class Once(Ear):
         return mel if front.kind == "mel" else mel @ front.dct
 
     def state_dict(self):
-        kept = {} if self.frames is None else super().state_dict()
-        model = {f"{self.prefix}{i}": t for i, t in enumerate(self.model or ())}
-        return {"missing": torch.tensor(self.missing), "held": self.held} | kept | model
+        return super().state_dict() | {f"{self.prefix}{i}": t for i, t in enumerate(self.model or ())}
 
     def load_state_dict(self, state):
-        state = {k: v.to(self.nothing.device) for k, v in state.items()}
-        self.missing, self.held = int(state["missing"]), state["held"]
-        if "frames" in state:
-            self.loud, self.frames = state["loud"], state["frames"]
-            self.model = [state[f"{self.prefix}{i}"] for i in range(sum("." in key for key in state))]
+        super().load_state_dict(state)
+        count = sum("." in key for key in state)
+        self.model = [state[f"{self.prefix}{i}"].to(self.held.device) for i in range(count)] or None
 
 
 EARS = {"windows": Windows, "carried": Once}
