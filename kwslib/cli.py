@@ -121,11 +121,11 @@ def predict(argv=None):
 
 def listen(argv=None):
     """Hear words in a microphone or a file, as they come."""
+    from kwslib.ears import EARS
     from kwslib.listen import file_chunks, microphone
     from kwslib.listen import listen as run
     from kwslib.machine import threads
     from kwslib.spotter import load
-    from kwslib.stream import EARS
 
     parser = model_parser("listen", listen.__doc__, nargs="?", default="mamba_light")
     parser.add_argument("--wav", metavar="FILE", help="a sound file instead of the microphone")

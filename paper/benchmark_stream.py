@@ -2,10 +2,10 @@
 
     python -m paper.benchmark_stream --out results/stream.json [--seconds 30] [--rate 16000]
 
-Noise comes in chunks of 80 ms, as a microphone gives them; a decision falls every 100 ms (every 80 and 30 ms for the others).
-Each engine runs on one thread of a process of its own, whose memory counts with Python and its libraries; the best of five
-passes counts. Where the time goes is from one more pass under a clock around each part. An engine that cannot be
-imported is left out.
+Noise comes in chunks of 80 ms, as a microphone gives them; a decision falls every 100 ms, of the others every 80 and
+30 ms. Each engine runs on one thread of a process of its own, whose memory counts with Python and its libraries; the
+best of five passes counts. Where the time goes is from one more pass under a clock around each part. An engine that
+cannot be imported is left out.
 """
 
 import argparse
@@ -142,10 +142,9 @@ def main():
             print(f"{name}: left out ({(done.stderr.strip().splitlines() or ['no message'])[-1]})")
             continue
         found[name] = json.loads(done.stdout.splitlines()[-1])
-        parts = ", ".join(f"{part} {value:.4f}" for part, value in found[name].get("parts", {}).items())
-        print(
-            f"{name}: {found[name]['cpu_s_per_s']:.4f} CPU s/s, {found[name]['peak_mb']:.0f} MB (loaded: {found[name]['loaded_mb']:.0f}); {parts}"
-        )
+        e = found[name]
+        parts = ", ".join(f"{part} {value:.4f}" for part, value in e.get("parts", {}).items())
+        print(f"{name}: {e['cpu_s_per_s']:.4f} CPU s/s, {e['peak_mb']:.0f} MB ({e['loaded_mb']:.0f} loaded); {parts}")
     write_json(a.out, {"seconds": a.seconds, "rate": a.rate, "chunk_s": CHUNK, "engines": found})
 
 
