@@ -100,8 +100,11 @@ class Stream:
     def _heard(self):
         """Logits (n, labels) of the decisions that the waiting chunks complete."""
         wave, self.chunks, self.fresh = torch.from_numpy(np.concatenate(self.chunks)), [], 0
-        pieces = wave.split(PIECE * self.rate)
-        return torch.cat([self.ear.hear(self.resampler.feed(p).to(self.spotter.device)) for p in pieces])
+        parts = [self._hear(piece) for piece in wave.split(PIECE * self.rate)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _hear(self, wave):
+        return self.ear.hear(self.resampler.feed(wave).to(self.spotter.device))
 
     @torch.inference_mode()
     def finish(self):

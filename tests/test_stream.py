@@ -226,6 +226,13 @@ def test_a_card_names_its_mode():
     assert a_spotter("mamba_light", {"mode": "carried"}, **LOG).stream().mode == "carried"
 
 
+def test_decisions_may_come_faster_than_frames():
+    spotter = a_spotter("mamba_mfcc_small", {"hop_s": 0.005}, {"mean": -30.0, "std": 20.0})
+    found = [fed(spotter.stream(mode="carried"), sound(1.3), 16000, [size]) for size in (77, 10**6)]
+    assert len(found[0][0]) == 61 and np.isfinite(found[0][1]).all()
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-5)
+
+
 # -- state
 
 

@@ -50,6 +50,11 @@ def carried(layers, x, pasts):
     return x, kept
 
 
+def undropped(layers):
+    """A Sequential in evaluation mode without its dropouts, which do nothing."""
+    return nn.Sequential(*(layer for layer in layers if not isinstance(layer, nn.Dropout)))
+
+
 def unpadded(conv, norm):
     """x -> silu(norm(conv(x))), in evaluation mode: the norm is folded in, and only frequency is padded."""
     conv = fuse_conv_bn_eval(conv, norm)
@@ -162,6 +167,7 @@ class Carried:
 
     def __init__(self, model):
         self.model, self.layers = model, list(model.frontend.layers_over_time())
+        self.project = undropped(model.frontend.project)
 
     @staticmethod
     def fits(model):
@@ -176,7 +182,7 @@ class Carried:
         x, pasts = carried(self.layers, inputs[:, None], state and state[:count])
         if x is None:
             return inputs.new_zeros(len(inputs), 0, self.model.head.norm.normalized_shape[0]), pasts + state[count:]
-        x = self.model.frontend.project(x.permute(0, 2, 1, 3).flatten(2))
+        x = self.project(x.permute(0, 2, 1, 3).flatten(2))
         x, state = self.blocks(x, state and state[count:])
         return self.model.head.norm(x), pasts + state
 
