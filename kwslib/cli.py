@@ -1,4 +1,5 @@
-"""The command line: `kws pack | data | train | test | predict | bench`, most also modules: `python -m kwslib.train`."""
+"""The command line: `kws pack | data | train | test | predict | listen | bench`, most also as modules: `python -m
+kwslib.train`."""
 
 import argparse
 import difflib
@@ -17,11 +18,11 @@ def parser_of(name, description, **options):
     return argparse.ArgumentParser(f"kws {name}", description=description, allow_abbrev=False, **options)
 
 
-def model_parser(name, description):
-    """A parser of what `test`, `predict` and `bench` share."""
+def model_parser(name, description, **positional):
+    """A parser of what `test`, `predict`, `listen` and `bench` share."""
     parser = parser_of(name, description)
     where = "checkpoint file, the folder that holds model.safetensors, or a pretrained name such as mamba_light"
-    parser.add_argument("checkpoint", help=where)
+    parser.add_argument("checkpoint", help=where, **positional)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
     return parser
 
@@ -162,6 +163,28 @@ def predict(argv=None):
         print(f"{file}: " + "  ".join(f"{label} {p:.1%}" for label, p in spotter.predict(file)[: a.top]))
 
 
+def listen(argv=None):
+    """Hear words in a microphone or a file, as they come."""
+    from kwslib.ears import EARS
+    from kwslib.listen import file_chunks, microphone
+    from kwslib.listen import listen as run
+    from kwslib.machine import threads
+    from kwslib.spotter import load
+
+    parser = model_parser("listen", listen.__doc__, nargs="?", default="mamba_light")
+    parser.add_argument("--wav", metavar="FILE", help="a sound file instead of the microphone")
+    parser.add_argument("--microphone", metavar="NAME", help="an input by sounddevice's name or number")
+    parser.add_argument("--rate", type=float, metavar="R", help="false alarms an hour: the card's threshold for it")
+    parser.add_argument("--threshold", type=float, help="log-odds at which a word is heard, instead of the card's")
+    parser.add_argument("--mode", choices=EARS, help="hear every window anew, or every frame once (see docs)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line: word, time in s, score")
+    a = parser.parse_args(argv)
+    number = a.microphone and a.microphone.isdecimal()
+    with threads(1):  # of operators so small, more threads only wait
+        stream = load(a.checkpoint, a.device).stream(mode=a.mode, threshold=a.threshold, alarms_per_hour=a.rate)
+        run(stream, file_chunks(a.wav) if a.wav else microphone(int(a.microphone) if number else a.microphone), a.json)
+
+
 def bench(argv=None):
     """Time a model from wave to logits: milliseconds of a batch of one-second clips, and clips a second."""
     import torch
@@ -184,7 +207,15 @@ def bench(argv=None):
         print(f"threads {count}, batch {size:3}: {times}  {size / middle:9,.0f} clips/s")
 
 
-COMMANDS = {"pack": pack, "data": data, "train": train, "test": test, "predict": predict, "bench": bench}
+COMMANDS = {
+    "pack": pack,
+    "data": data,
+    "train": train,
+    "test": test,
+    "predict": predict,
+    "listen": listen,
+    "bench": bench,
+}
 
 
 def command(argv):

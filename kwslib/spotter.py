@@ -68,6 +68,22 @@ class KeywordSpotter(TrainedModel):
         means = (total[ends] - total[starts]) / (ends - starts)[:, None]
         return (window + step * np.arange(len(ends))) / SAMPLE_RATE, means.float().numpy()
 
+    def stream(self, **how):
+        """A `kwslib.stream.Stream`, which hears this model's words in chunks of samples; how: its options."""
+        from kwslib.stream import Stream
+
+        return Stream(self, **how)
+
+    def spot(self, wave, sample_rate=None, **how):
+        """[Event(word, time, score), …]: every word in a recording of any length, each with its time in s.
+
+        wave, sample_rate: as for `predict`; of a long file, a minute is in memory. how: the options of
+        `kwslib.stream.Stream`, such as threshold."""
+        stream, found = self.stream(**how), []
+        for block in recording(wave, sample_rate):
+            found += stream.feed(block)
+        return found + stream.finish()
+
 
 def log_odds(logits, detector):
     """Logits (B, labels) -> log-odds (B, labels): a detector's logits are that, one sigmoid a label."""

@@ -11,7 +11,7 @@ import pytest
 
 from paper import pages
 
-DOCS = ("README.md", "docs/own_words.md", "docs/scan.md", "docs/results.md", "docs/reproduce.md", "docs/extending.md")
+DOCS = ["README.md", *(f"docs/{page}.md" for page in "own_words listening scan results reproduce extending".split())]
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/own_words.md", "docs/scan.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/own_words.md", "docs/listening.md", "docs/scan.md"])
 def test_python_runs_as_it_stands(root, place, page):
     text = (root / page).read_text()
     if find_spec("transformers") is None:  # an extra
