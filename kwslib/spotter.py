@@ -88,7 +88,7 @@ def recording(wave, sample_rate):
     if not Path(wave).exists():
         raise KwsError(f"{wave} does not exist; give the path of an audio file")
     try:
-        yield from (to_mono(block, "it") for block in stream(wave))
+        yield from stream(wave)
     except Unreadable as e:
         raise KwsError(f"{wave} cannot be read as audio ({e}); give a whole wav, flac, ogg or mp3 file") from None
 
