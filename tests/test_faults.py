@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_predict import LABELS, checkpoint, chirp, sf, spotter  # noqa: F401 (some are fixtures)
 
 import kwslib
-from kwslib.checkpoint import read_checkpoint, save_checkpoint
+from kwslib.checkpoint import read_checkpoint
 from kwslib.io import KwsError, locked, replacing
 from kwslib.spotter import load
 

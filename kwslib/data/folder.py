@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from kwslib.data.audio import Unreadable, decode, loudest_window, to_int16
-from kwslib.data.fetch import fetch
-from kwslib.io import CLIP, KwsError, file_hash, replacing
+from kwslib.data.fetch import fetch, name_of
+from kwslib.io import CLIP, SAMPLE_RATE, KwsError, file_hash, replacing
 
 SPLITS = ("training", "validation", "testing")
 NOISE = "_background_noise_"
@@ -29,6 +29,9 @@ SHA256 = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
 CC_BY = "CC BY 4.0"
 ATTRIBUTION = "Speech Commands, Pete Warden, 2018 (arXiv 1804.03209), CC BY 4.0"
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+LONGEST = 512  # characters of a clip's name
+MOST = 1 << 27  # bytes of a file, also of one in an archive: more would be read into memory
+HOUR = 3600  # seconds: the most of a file of noise
 _zip = lru_cache(maxsize=1)(zipfile.ZipFile)
 
 
@@ -51,6 +54,11 @@ def which_set(speaker):
     SHA-1 of the file name up to `_nohash_`, 10 % validation, 10 % testing."""
     share = int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % 2**27 * (100 / (2**27 - 1))
     return "validation" if share < 10 else "testing" if share < 20 else "training"
+
+
+def _unreadable(error):
+    name, why = error.filename, error.strerror
+    raise KwsError(f"{name} cannot be read ({why}); see to it that you may read it, or take it out") from None
 
 
 class Folder:
@@ -76,14 +84,21 @@ class Folder:
         self.card = source_card(name, kind, *rights, origin=name, checksum=checksum)
 
     def _files(self, scratch):
-        """All files: {name: size and time of change}. Raises KwsError for an archive's links and escaping paths."""
+        """All files: {name: size and time of change}. Raises KwsError for folders that cannot be read, and for an
+        archive's links and escaping paths."""
         if not self.archive:
-            found = {p.relative_to(self.path): p.stat() for p in self.path.rglob("*") if p.is_file()}
+            try:
+                walk = os.walk(self.path, onerror=_unreadable)
+                paths = [Path(folder, name) for folder, _, names in walk for name in names]
+                found = {p.relative_to(self.path): p.stat() for p in paths if p.is_file()}
+            except OSError as e:
+                _unreadable(e)
             return {p.as_posix(): (s.st_size, s.st_mtime_ns) for p, s in found.items()}
+        _zip.cache_clear()  # the file may be another than the last of this name
         try:
             self.zip = self.path if zipfile.is_zipfile(self.path) else self._as_zip(scratch / "archive.zip")
-            found = {i.filename: i for i in _zip(self.zip).infolist() if not i.is_dir()}
-        except (*BROKEN, OSError) as e:
+            found = {i.filename: i for i in _zip(self.zip).infolist() if not i.filename.endswith("/")}
+        except (*BROKEN, OSError, ValueError, RuntimeError, OverflowError) as e:
             if getattr(e, "errno", None):  # the disk's fault, not the archive's
                 raise
             raise KwsError(f"archive {self.path} is broken, or neither zip nor tar; get it again") from None
@@ -103,7 +118,7 @@ class Folder:
                     info, whole = zipfile.ZipInfo(member.name), member.isreg()
                     info.external_attr = (stat.S_IFREG if whole else stat.S_IFLNK) << 16
                     if not member.isdir():
-                        out.writestr(info, tar.extractfile(member).read() if whole else b"")
+                        out.writestr(info, tar.extractfile(member).read(MOST + 1) if whole else b"")
         return copy
 
     def open(self, scratch):
@@ -115,7 +130,13 @@ class Folder:
         lists = {}
         for split in SPLITS[1:]:
             if (f"{split}_list.txt",) in names:
-                lines = self._read(names[f"{split}_list.txt",]).decode("utf8", "replace").split()
+                try:
+                    lines = self._read(names[f"{split}_list.txt",]).decode("utf-8-sig").splitlines()
+                except ValueError as e:
+                    raise KwsError(f"{split}_list.txt of {self.path} is no list of clips ({e}); mend it") from None
+                lines = [line.strip() for line in lines if line.strip()]
+                if odd := [line for line in lines if line.count("/") != 1 or not line.isprintable()]:
+                    raise KwsError(f"{split}_list.txt of {self.path} has a line {odd[0]!r:.80}; it lists <word>/<clip>")
                 lists.update({os.path.splitext(line)[0]: split for line in lines})
         self.clips, self.noises = [], []
         for parts, name in sorted(names.items()):
@@ -124,8 +145,10 @@ class Folder:
                 continue
             if parts[0] == NOISE:
                 self.noises.append((path, name))
-            elif len(parts) > 2 or parts[0].startswith("_") or not path.isprintable():
-                self.skipped.append({"path": ascii(path)[1:-1], "reason": "not a file <word>/<clip>"})
+            elif len(parts) > 2 or parts[0].startswith("_") or not path.isprintable() or len(path) > LONGEST:
+                self.skipped.append(
+                    {"path": ascii(path)[1 : LONGEST + 1].rstrip("'"), "reason": "not a file <word>/<clip>"}
+                )
             elif self.words is None or parts[0] in self.words:
                 stem = os.path.splitext(path)[0]
                 speaker = re.sub("_nohash_.*$", "", stem.split("/", 1)[1])
@@ -139,8 +162,13 @@ class Folder:
     def _read(self, name):
         """The bytes of one file of the source. Raises Unreadable."""
         try:
+            size = _zip(self.zip).getinfo(name).file_size if self.archive else (self.path / name).stat().st_size
+            if size > MOST:
+                raise Unreadable(f"of {size / 1e6:.0f} MB, more than {MOST / 1e6:.0f}; cut it into shorter files")
             return _zip(self.zip).read(name) if self.archive else (self.path / name).read_bytes()
-        except (OSError, RuntimeError, *BROKEN) as e:  # RuntimeError: an encrypted member of a zip
+        except Unreadable:
+            raise
+        except (OSError, RuntimeError, ValueError, OverflowError, *BROKEN) as e:  # RuntimeError: an encrypted member
             raise Unreadable(f"cannot be read from {self.path.name} ({e})") from None
 
     def decode(self, clip):
@@ -154,7 +182,10 @@ class Folder:
         waves = []
         for path, name in self.noises:
             try:
-                waves.append(to_int16(decode(self._read(name)))[0])
+                wave = decode(self._read(name), seconds=HOUR + 1)
+                if len(wave) > HOUR * SAMPLE_RATE:
+                    raise Unreadable("longer than an hour; cut it into shorter files")
+                waves.append(to_int16(wave)[0])
             except Unreadable as e:
                 self.skipped.append({"path": path, "reason": str(e)})
         return waves
@@ -165,7 +196,7 @@ class SpeechCommandsArchive(Folder):
 
     def __init__(self, beside, words=None, url=URL, md5=MD5, sha256=SHA256):
         self.words, self.skipped, self.archive = words, [], True
-        self.path = Path(beside) / url.rsplit("/", 1)[-1]
+        self.path = Path(beside) / name_of(url)
         checksum = {"md5": md5, "sha256": sha256}
         self.card = source_card("Speech Commands v0.02", "speech_commands", CC_BY, ATTRIBUTION, url, checksum)
 
