@@ -33,6 +33,7 @@ env: $(READY)  ## make .venv from the lock, requirements.txt
 # The quick profile's runs are short and take one thread each: as many go side by side as there are cores, four at most.
 # What they leave is for the last line, which would do it all alone.
 repro: profile $(READY)  ## repeat the runs, tables and figures, and report what was reproduced: PROFILE=quick (default), subset, …
+	@$(RUN) paper.profile $(if $(filter quick,$(PROFILE)),params.yaml,$(wildcard profiles/$(PROFILE)/params.yaml))
 ifeq ($(PROFILE),quick)
 	$(RUN) dvc repro corpus
 	$(RUN) dvc status dvc.yaml | sed -n 's/^\(train@.*\):$$/\1/p' | \

@@ -1,14 +1,10 @@
-"""The card of a checkpoint: what its keys must hold, and the checksum that ties it to the weights."""
+"""The card of a checkpoint: what its keys must hold. `checkpoint.seal` ties it to the weights."""
 
-import hashlib
-import json
 from typing import Annotated, Literal
 
-import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 VERSION = 2  # of cards that are written; those of version 1 have no checksum
-TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64)  # of weights; whole numbers count batches
 
 
 def _distinct(labels):
@@ -90,13 +86,3 @@ def fault(card):
         first = e.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return None if read.version == 1 or read.sha256 else "sha256: missing"
-
-
-def seal(weights, card):
-    """SHA-256 over the weights, with their names, types and shapes, and over the rest of the card."""
-    rest = {k: v for k, v in card.items() if k != "sha256"}
-    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

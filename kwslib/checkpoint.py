@@ -4,6 +4,7 @@ A checkpoint's JSON card (model, labels, features, normalisation, corpus checksu
 file's header, with a checksum over itself and the weights, and again beside it as `.json` for people to read. The
 checkpoints that come with kwslib are known by their bare names."""
 
+import hashlib
 import json
 from collections import namedtuple
 from contextlib import nullcontext
@@ -13,11 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from kwslib.card import TYPES, VERSION, fault, seal
+from kwslib.card import VERSION, fault
 from kwslib.data.features import Normalise, WaveToSpec, to_float
 from kwslib.io import BROKEN_TEXT, KwsError, read_json, remedy, replacing, write_json
 from kwslib.models.registry import MODELS, build, features_of
 
+TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64)  # of weights; whole numbers count batches
 PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # checkpoints that come with kwslib
 
 
@@ -28,6 +30,16 @@ def save_checkpoint(path, weights, card):
     card["sha256"] = seal(weights, card)
     write_json(Path(path).with_suffix(".json"), card)
     save_tensors(path, weights, kwslib=card)
+
+
+def seal(weights, about):
+    """SHA-256 over the weights, with their names, types and shapes, and over the rest of what is said about them."""
+    rest = {k: v for k, v in about.items() if k != "sha256"}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def save_tensors(path, tensors, **header):
@@ -113,7 +125,13 @@ class TrainedModel:
         """Float waves (B, N) at 16 kHz, valid samples (B,) or None -> logits (B, labels), finite. Raises KwsError."""
         inputs = self.normalise(self.frontend(waves.to(self.device)))
         lengths = None if samples is None or self.full else self.frontend.frames(samples.to(self.device))
-        logits = self.model(inputs, lengths).float()
+        try:
+            logits = self.model(inputs, lengths).float()
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError) as e:
+            why, shape = str(e).split("\n")[0], tuple(inputs.shape)
+            raise KwsError(f"{self.card['model']} cannot read features of shape {shape}: {why}") from e
         if not torch.compiler.is_compiling() and not logits.isfinite().all():
             raise KwsError(
                 f"{self.card['model']} answers with NaN: samples beyond [-1, 1], or weights that are damaged"

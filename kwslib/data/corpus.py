@@ -81,6 +81,8 @@ def load_corpus(path):
         waves, noise = (np.load(root / f"{name}.npy", mmap_mode="r") for name in ("waves", "noise"))
         if (longest := max((len(text) for row in rows for text in row.values()), default=0)) > LONGEST:
             raise ValueError(f"a name of {longest} characters")  # each takes as much memory as the longest
+        if any(None in row for row in rows):
+            raise ValueError("a line of index.csv has too many columns")
         columns = [np.array([r[k] for r in rows]) for k in ("path", "word", "speaker", "split")]
         samples, counts = np.array([int(r["samples"]) for r in rows]), sum(card["clips"].values())
         if waves.shape != (len(rows), CLIP) or waves.dtype != np.int16 or len(rows) != counts:
