@@ -6,6 +6,7 @@ checkpoints that come with kwslib are known by their bare names."""
 
 import hashlib
 import json
+import os
 from collections import namedtuple
 from contextlib import nullcontext
 from pathlib import Path
@@ -80,10 +81,12 @@ def read_checkpoint(path):
 
 def find_checkpoint(path):
     """The checkpoint's file. A path that exists comes before a pretrained model of the same name."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise KwsError(f"checkpoint is {path!r:.80}; give a path, or the name of a pretrained model")
     file = Path(path)
     file = file.with_suffix(".safetensors") if file.suffix == ".json" else file
     for found in (file / "model.safetensors", file, PRETRAINED / f"{path}.safetensors"):
-        if found.is_file():
+        if os.path.isfile(found):
             return found
     names = ", ".join(model.name for model in pretrained())
     raise KwsError(f"checkpoint {path} does not exist; train one with kws train, or load one of {names} by name")

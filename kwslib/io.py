@@ -158,7 +158,7 @@ def cli(main):
     except KwsError as e:
         message = e
     except OSError as e:
-        full = e.errno in (errno.ENOSPC, errno.EDQUOT)
+        full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if not full and e.errno != errno.EROFS and not isinstance(e, UNWRITABLE):
             raise
         remedy = "free some space" if full else "choose a folder you may write to"

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -45,6 +46,7 @@ from kwslib.io import (
 )
 
 PIECE = 128  # clips that a worker takes at a time: 4 MB
+BROKEN = (EOFError, SyntaxError, TokenError)  # what else NumPy raises of a damaged file
 HEADER = 128  # bytes before the samples in waves.npy
 
 
@@ -73,7 +75,7 @@ class Corpus:
 def load_corpus(path):
     """Open a packed corpus. Raises KwsError where a file of it is missing or the counts disagree."""
     root = Path(path)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise KwsError(f"corpus {path} does not exist; make it with: kws pack SOURCE {path}")
     card = read_json(root / "card.json", "card")
     try:
@@ -93,7 +95,7 @@ def load_corpus(path):
             raise ValueError("noise.npy is not int16 samples")
         corpus = Corpus(root, card, waves, np.array(noise), *columns, samples)
         corpus.origin()  # has all its keys
-    except (OSError, *BROKEN_TEXT, EOFError, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as e:
+    except (OSError, *BROKEN_TEXT, *BROKEN, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as e:
         again = remedy(e, "delete the folder and pack it again")
         raise KwsError(f"corpus {path} is damaged ({e}); {again}") from None
     return corpus

@@ -71,7 +71,7 @@ class Folder:
 
     def __init__(self, path, words=None):
         self.path, self.words, self.skipped = Path(path), words, []
-        if not (path and self.path.exists()):
+        if not (path and os.path.exists(path)):
             raise KwsError(f"source {path} does not exist; give a folder, a zip or a tar of word folders")
         self.archive, name = self.path.is_file(), self.path.name
         if self.archive:
