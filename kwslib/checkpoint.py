@@ -69,7 +69,7 @@ def read_checkpoint(path):
     if not isinstance(card, dict) or not {"model", "labels", "features", "normalisation"} <= card.keys():
         raise KwsError(f"checkpoint {file} was not written by kwslib; train one with kws train")
     wrong = fault(card)
-    if not wrong and card.get("version", 1) > 1 and seal(weights, card) != card["sha256"]:
+    if not wrong and "sha256" in card and seal(weights, card) != card["sha256"]:
         wrong = "the checksum is another: weights or card were changed"
     for name, tensor in weights.items() if not wrong else ():
         if tensor.dtype not in TYPES or not tensor.isfinite().all():

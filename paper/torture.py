@@ -19,9 +19,9 @@ import time
 import warnings
 from pathlib import Path
 
-from kwslib.io import KwsError, cli, replacing, write_json
+from kwslib.io import KwsError, cli, read_json, replacing, write_json
 
-PATIENCE = 60  # seconds for one input; more is a hang
+PATIENCE, START = 60, 120  # seconds for one input, and for the first of a process; more is a hang
 MEMORY = 800  # MB that an input may add to a process which has worked before
 KINDS = {"Audio": "sound files", "Archives": "archives", "Checkpoints": "checkpoints", "Configs": "recipes"}
 KINDS |= {"Arguments": "arguments of predict", "Corpora": "packed corpora"}
@@ -77,9 +77,10 @@ def family_of_inputs(name, count):
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=alone())
             watch = selectors.DefaultSelector()
             watch.register(process.stdout, selectors.EVENT_READ)
+            patience = START
             while at < count:
-                if not watch.select(PATIENCE + 60 * (at == 0)):
-                    yield at, f"hangs for more than {PATIENCE} s"
+                if not watch.select(patience):
+                    yield at, f"hangs for more than {patience} s"
                     at += 1
                     break
                 if not (line := process.stdout.readline()):
@@ -88,7 +89,7 @@ def family_of_inputs(name, count):
                         at += 1
                     break
                 number, found = json.loads(line)
-                at = number + 1
+                at, patience = number + 1, PATIENCE
                 yield number, None if found in ("answered", "refused") else found
             process.kill()
             process.wait()
@@ -117,7 +118,7 @@ def campaign(share):
         "kills of trainings": inside(torture_runs.killed_trainings, share),
         "kills of packings": inside(torture_runs.killed_packings, some(80, 3)),
         "kills of writes": inside(torture_runs.killed_writes, some(60, 5)),
-        "full and read-only disks": inside(torture_runs.bad_disks, [4 << i for i in range(some(11, 2))]),
+        "full and read-only disks": inside(torture_runs.bad_disks, [4 << 2 * i for i in range(some(6, 1))]),
         "two at once": inside(torture_runs.two_at_once, some(5)),
         "faulty servers": inside(torture_runs.faulty_servers),
     }
@@ -153,7 +154,8 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             family = getattr(torture_inputs, a.one[0])(Path(folder))
             return print(*attempt(family, a.one[0], int(a.one[1])), sep="\n")
-    rows = {}
+    path = Path(a.out) / "torture.json"  # rows that are not asked for stay as they were found
+    rows = read_json(path)["rows"] if a.only and path.exists() else {}
     for name, tries in campaign(a.share).items():
         if a.only and name not in a.only:
             continue
@@ -165,9 +167,9 @@ def main():
                 print(f"{name} {which}: {wrong}", file=sys.stderr, flush=True)
         rows[name] = {"tried": tried, "defects": defects, "seconds": round(time.perf_counter() - started, 1)}
         print(f"{name}: {tried} tried, {len(defects)} defects", file=sys.stderr, flush=True)
-    write_json(Path(a.out) / "torture.json", {"share": a.share, "rows": rows})
-    with replacing(Path(a.out) / "torture.md") as scratch:
-        scratch.write_text(table(rows))
+        write_json(path, {"share": a.share, "rows": rows})
+        with replacing(Path(a.out) / "torture.md") as scratch:
+            scratch.write_text(table(rows))
     print(table(rows), end="")
     return int(any(row["defects"] for row in rows.values()))
 
