@@ -2,7 +2,6 @@
 
 import os
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -101,10 +100,10 @@ def recording(wave, sample_rate):
             raise KwsError("sample_rate is None; predict needs the rate of the samples, in Hz")
         yield resample(wave, sample_rate)
         return
-    if not Path(wave).exists():
+    if not os.path.exists(wave):
         raise KwsError(f"{wave} does not exist; give the path of an audio file")
     try:
-        yield from (to_mono(block, "it") for block in stream(wave))
+        yield from stream(wave)
     except Unreadable as e:
         raise KwsError(f"{wave} cannot be read as audio ({e}); give a whole wav, flac, ogg or mp3 file") from None
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 
-from kwslib.io import KwsError
+from kwslib.io import KwsError, cli
 from kwslib.training.config import RECIPES, load_config, read_yaml
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # these reach a shell, through the commands of dvc.yaml
 
 
 class Profile:
@@ -43,6 +47,12 @@ class Profile:
                 raise KwsError(
                     f"parameter file {path}: key {key} is {values.get(key)!r}, which is missing or of the wrong type"
                 )
+        for key in ("profile", "variants", "seeds", "trials", "taught"):
+            held = values[key]
+            for name in [held] if isinstance(held, str) else held:
+                if name is None or not NAME.fullmatch(str(name)):
+                    remedy = "names are letters, digits and _.-, and do not begin with . or -"
+                    raise KwsError(f"parameter file {path}: key {key} holds {name!r}; {remedy}")
         if unknown := set(values) - set(self.KEYS):
             raise KwsError(f"parameter file {path} has an unknown key {sorted(unknown)[0]!r}")
         self.__dict__.update({k: values[k] for k in self.KEYS if k not in ("root", "params")})
@@ -77,3 +87,7 @@ class Profile:
         """The corpus's source as `kwslib.pack` takes it: a name, or a path relative to the repository."""
         source = self.corpus["source"]
         return source if source in ("synthetic", "speech_commands") else self.root / source
+
+
+if __name__ == "__main__":  # check parameter files before dvc reads them
+    cli(lambda: [Profile(path) for path in sys.argv[1:]] and None)

@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from kwslib.data.audio import Unreadable, decode, loudest_window, to_int16
-from kwslib.data.fetch import fetch
+from kwslib.data.fetch import fetch, name_of
 from kwslib.data.manifest import SPLIT_NAMES, SPLITS, read_manifest
-from kwslib.io import CLIP, KwsError, file_hash, replacing
+from kwslib.io import CLIP, SAMPLE_RATE, KwsError, file_hash, replacing
 
 NOISE = "_background_noise_"
 URL = "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
@@ -31,6 +31,9 @@ CC_BY = "CC BY 4.0"
 ATTRIBUTION = "Speech Commands, Pete Warden, 2018 (arXiv 1804.03209), CC BY 4.0"
 TEXTS = (".md", ".txt", ".json", ".csv", ".jsonl", ".csv.gz", ".jsonl.gz")  # beside clips, never clips
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
+LONGEST = 512  # characters of a clip's name
+MOST = 1 << 27  # bytes of a file, also of one in an archive: more would be read into memory
+HOUR = 3600  # seconds: the most of a file of noise
 _zip = lru_cache(maxsize=2)(zipfile.ZipFile)
 
 
@@ -88,6 +91,11 @@ def _split_folders(names, depth):
     return len(tops) > 1 and tops <= SPLIT_NAMES.keys() and depth + 1 in depths and depth not in depths
 
 
+def _unreadable(error):
+    name, why = error.filename, error.strerror
+    raise KwsError(f"{name} cannot be read ({why}); see to it that you may read it, or take it out") from None
+
+
 class Folder:
     """`<word>/<clip>` in a folder, a zip or a tar, with or without one folder around it all. A clip longer than one
     second is cut to its loudest second (as Speech Commands itself was), a shorter one padded with zeros at its end.
@@ -98,7 +106,7 @@ class Folder:
     def __init__(self, path, words=None, speaker_from=None, only=None):
         self._ask(words, speaker_from, only)
         self.path = Path(path or "")
-        if not (path and self.path.exists()):
+        if not (path and os.path.exists(path)):
             raise KwsError(f"source {path} does not exist; give a folder, a zip or a tar of word folders")
         self.archive, name = self.path.is_file(), self.path.name
         if self.archive:
@@ -127,14 +135,21 @@ class Folder:
             self.options["only"] = {"name": Path(only).name, "sha256": file_hash(only)}
 
     def _files(self, scratch):
-        """All files: {name: size and time of change}. Raises KwsError for an archive's links and escaping paths."""
+        """All files: {name: size and time of change}. Raises KwsError for folders that cannot be read, and for an
+        archive's links and escaping paths."""
         if not self.archive:
-            found = {p.relative_to(self.path): p.stat() for p in self.path.rglob("*") if p.is_file()}
+            try:
+                walk = os.walk(self.path, onerror=_unreadable)
+                paths = [Path(folder, name) for folder, _, names in walk for name in names]
+                found = {p.relative_to(self.path): p.stat() for p in paths if p.is_file()}
+            except OSError as e:
+                _unreadable(e)
             return {p.as_posix(): (s.st_size, s.st_mtime_ns) for p, s in found.items()}
+        _zip.cache_clear()  # the file may be another than the last of this name
         try:
             self.zip = self.path if zipfile.is_zipfile(self.path) else self._as_zip(scratch / f"{self.path.name}.zip")
-            found = {i.filename: i for i in _zip(self.zip).infolist() if not i.is_dir()}
-        except (*BROKEN, OSError) as e:
+            found = {i.filename: i for i in _zip(self.zip).infolist() if not i.filename.endswith("/")}
+        except (*BROKEN, OSError, ValueError, RuntimeError, OverflowError) as e:
             if getattr(e, "errno", None):  # the disk's fault, not the archive's
                 raise
             raise KwsError(f"archive {self.path} is broken, or neither zip nor tar; get it again") from None
@@ -154,7 +169,7 @@ class Folder:
                     info, whole = zipfile.ZipInfo(member.name), member.isreg()
                     info.external_attr = (stat.S_IFREG if whole else stat.S_IFLNK) << 16
                     if not member.isdir():
-                        out.writestr(info, tar.extractfile(member).read() if whole else b"")
+                        out.writestr(info, tar.extractfile(member).read(MOST + 1) if whole else b"")
         return copy
 
     def open(self, scratch):
@@ -177,7 +192,13 @@ class Folder:
         lists = {}
         for split in SPLITS[1:]:
             if (f"{split}_list.txt",) in names:
-                lines = self._read(names[f"{split}_list.txt",]).decode("utf8", "replace").split()
+                try:
+                    lines = self._read(names[f"{split}_list.txt",]).decode("utf-8-sig").splitlines()
+                except ValueError as e:
+                    raise KwsError(f"{split}_list.txt of {self.path} is no list of clips ({e}); mend it") from None
+                lines = [line.strip() for line in lines if line.strip()]
+                if odd := [line for line in lines if line.count("/") != 1 or not line.isprintable()]:
+                    raise KwsError(f"{split}_list.txt of {self.path} has a line {odd[0]!r:.80}; it lists <word>/<clip>")
                 lists.update({os.path.splitext(line)[0]: split for line in lines})
         names = {k: v for k, v in names.items() if len(k) > 1 and not v.lower().endswith(TEXTS)}
         inside = _split_folders(names, depth)
@@ -187,9 +208,10 @@ class Folder:
             word, *rest = parts[1:] if inside else parts
             if NOISE in (parts[0], word):
                 noises.append((path, name))
-            elif len(rest) != depth - 1 or word.startswith("_") or not path.isprintable():
+            elif len(rest) != depth - 1 or word.startswith("_") or not path.isprintable() or len(path) > LONGEST:
                 wanted = "<word>/<clip>" if depth == 2 else "<word>/<speaker>/<clip>"
-                self.skipped.append({"path": ascii(path)[1:-1], "reason": f"not a file {wanted}"})
+                name = ascii(path)[1 : LONGEST + 1].rstrip("'")
+                self.skipped.append({"path": name, "reason": f"not a file {wanted}"})
             elif self.words is None or word in self.words:
                 speaker, named = speaker_of(path, self.rule)
                 split = SPLIT_NAMES[parts[0].lower()] if inside else lists.get(stem, SPLITS[0]) if lists else None
@@ -217,8 +239,13 @@ class Folder:
     def _read(self, name):
         """The bytes of one file of the source. Raises Unreadable."""
         try:
+            size = _zip(self.zip).getinfo(name).file_size if self.archive else (self.path / name).stat().st_size
+            if size > MOST:
+                raise Unreadable(f"of {size / 1e6:.0f} MB, more than {MOST / 1e6:.0f}; cut it into shorter files")
             return _zip(self.zip).read(name) if self.archive else (self.path / name).read_bytes()
-        except (OSError, RuntimeError, *BROKEN) as e:  # RuntimeError: an encrypted member of a zip
+        except Unreadable:
+            raise
+        except (OSError, RuntimeError, ValueError, OverflowError, *BROKEN) as e:  # RuntimeError: an encrypted member
             raise Unreadable(f"cannot be read from {self.path.name} ({e})") from None
 
     def decode(self, clip):
@@ -232,7 +259,10 @@ class Folder:
         waves = []
         for path, name in self.noises:
             try:
-                waves.append(to_int16(decode(self._read(name)))[0])
+                wave = decode(self._read(name), seconds=HOUR + 1)
+                if len(wave) > HOUR * SAMPLE_RATE:
+                    raise Unreadable("longer than an hour; cut it into shorter files")
+                waves.append(to_int16(wave)[0])
             except Unreadable as e:
                 self.skipped.append({"path": path, "reason": str(e)})
         return waves
@@ -247,7 +277,7 @@ class SpeechCommandsArchive(Folder):
     def __init__(self, beside, words=None, url=URL, md5=MD5, sha256=SHA256, only=None, older=OLDER):
         self._ask(words, only=only)
         self.archive, self.older = True, older
-        self.path = Path(beside) / url.rsplit("/", 1)[-1]
+        self.path = Path(beside) / name_of(url)
         checksum = {"md5": md5, "sha256": sha256} if md5 else {"sha256": sha256}
         self.card = source_card("Speech Commands v0.02", "speech_commands", CC_BY, ATTRIBUTION, url, checksum)
         if only and older:
