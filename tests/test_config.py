@@ -146,7 +146,7 @@ def test_help_explains_every_key(capsys):
 def test_commands_are_listed_and_others_refused(capsys):
     cli.command([])
     assert all(f"  {name} " in capsys.readouterr().out for name in ("pack",))
-    with pytest.raises(KwsError, match="'fly' is not a command of kws; choose one of pack, train"):
+    with pytest.raises(KwsError, match="'fly' is not a command of kws; choose one of pack, data, train"):
         cli.command(["fly"])
 
 
