@@ -84,7 +84,7 @@ def replacing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for stray in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             with suppress(OSError), open(stray, "rb") as file:
-                if _ours(file):
+                if stray != scratch and _ours(file):
                     stray.unlink()
         # with the mode that the umask leaves
         with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), "wb") as held:
