@@ -31,7 +31,10 @@ def cores():
 
 
 class KwsError(ValueError):
-    """A mistake that the user can fix: the message names the file or key and the remedy."""
+    """A mistake that the user can fix: the message, one line, names the file or key and the remedy."""
+
+    def __init__(self, message):  # what it quotes may have lines, or be very long
+        super().__init__(" ".join(str(message)[:3000].splitlines()))
 
 
 def remedy(error, otherwise):
