@@ -70,7 +70,7 @@ class Card(_Part, extra="allow"):
 
     version: Literal[1, 2] = 1
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    model: str
+    model: Label
     labels: Annotated[list[Label], AfterValidator(_distinct)] = Field(min_length=1, max_length=100_000)
     features: Features
     normalisation: Normalisation

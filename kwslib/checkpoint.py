@@ -25,12 +25,13 @@ PRETRAINED = Path(__file__).resolve().parent / "pretrained"  # checkpoints that 
 
 
 def save_checkpoint(path, weights, card):
-    """Write `weights` (a state dict) and `card` (what `load_model` needs, as JSON) to `path`, atomically; the card gets
-    its version and its checksum."""
+    """Write `weights` (a state dict) and `card` (what `load_model` needs, as JSON) to `path`, atomically. Returns the
+    card with its version and its checksum."""
     card = json.loads(json.dumps({**card, "version": VERSION}))
     card["sha256"] = seal(weights, card)
     write_json(Path(path).with_suffix(".json"), card)
     save_tensors(path, weights, kwslib=card)
+    return card
 
 
 def seal(weights, about):

@@ -31,7 +31,10 @@ def cores():
 
 
 class KwsError(ValueError):
-    """A mistake that the user can fix: the message names the file or key and the remedy."""
+    """A mistake that the user can fix: the message, one line, names the file or key and the remedy."""
+
+    def __init__(self, message):  # what it quotes may have lines, or be very long
+        super().__init__(" ".join(str(message)[:3000].splitlines()))
 
 
 def remedy(error, otherwise):
@@ -84,7 +87,7 @@ def replacing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for stray in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             with suppress(OSError), open(stray, "rb") as file:
-                if _ours(file):
+                if stray != scratch and _ours(file):
                     stray.unlink()
         # with the mode that the umask leaves
         with os.fdopen(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), "wb") as held:

@@ -111,7 +111,7 @@ def test_the_published_guard_cuts_one_step(corpus, tmp_path, monkeypatch):
     seen, card = epochs_of(accuracies, corpus, tmp_path / "run", monkeypatch, **changes)
     rates, starts, moments, ends = zip(*seen)
     steps = len(rates[0])
-    schedule = Schedule(recipe(corpus, "", epochs=7, **changes), steps)
+    schedule = Schedule(recipe(corpus, "run", epochs=7, **changes), steps)
     expected = [[schedule(e * steps + i) for i in range(steps)] for e in range(7)]
     expected[4][0] /= 5  # 0.44 is less than half of 0.9; the 0.2 and 0.1 that follow were never above a half
     assert list(rates) == expected and rates[4][0] > 1e-6

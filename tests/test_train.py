@@ -51,8 +51,8 @@ def test_bf16(corpus, tmp_path):
 
 
 def test_a_loss_that_is_no_number_is_told(corpus, tmp_path):
-    with pytest.raises(KwsError, match="the loss is not a number in epoch .; lower lr"):
-        run(corpus, tmp_path / "run", lr=1e30, grad_clip=1e30, freq_mask=[0, 0])
+    with pytest.raises(KwsError, match="(the loss|a weight) is not a number in epoch .; lower lr"):
+        run(corpus, tmp_path / "run", lr=1e6, grad_clip=1e6, freq_mask=[0, 0])
     assert not (tmp_path / "run" / "model.safetensors").exists() or read_checkpoint(tmp_path / "run")
 
 

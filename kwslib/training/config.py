@@ -76,7 +76,7 @@ class Config(BaseModel):
     # optimisation
     epochs: Whole = Field(100, gt=0, le=10**6, description="passes over the training clips")
     batch_size: Whole = Field(64, gt=0, le=2**20, description="clips in a step, over all processes")
-    lr: float = Field(5e-4, gt=0, le=100, description="highest learning rate")
+    lr: float = Field(5e-4, gt=0, le=10**6, description="highest learning rate")
     weight_decay: float = Field(1.8e-4, ge=0, le=100, description="decay of the weights")
     decay: Literal["matrices", "all"] = Field("matrices", description="what decays: matrices and kernels, or all")
     optimizer: Literal["adamw", "sgd", "novograd"] = Field("adamw", description="the optimizer")

@@ -58,13 +58,15 @@ class Run:
 
     def end_epoch(self, *measured):
         """Count an epoch, whose row of the history is `measured`, and keep its weights if they are the best: of two
-        with the same accuracy, those with the lower loss."""
+        with the same accuracy, those with the lower loss. Raises KwsError for weights that are no numbers."""
         self.epoch += 1
         self.history.append(dict(zip(self.HISTORY, (self.epoch, *measured))))
         loss, accuracy = measured[-2:]
         if (accuracy, -loss) > (self.best, -self.best_loss):
             self.best, self.best_loss, self.best_epoch = accuracy, loss, self.epoch
             self.best_weights = {k: v.detach().cpu().clone() for k, v in self.judged().state_dict().items()}
+            if not all(v.isfinite().all() for v in self.best_weights.values()):
+                raise KwsError(f"a weight is not a number in epoch {self.epoch}; lower lr or use precision: fp32")
 
     def collapsed(self, guard):
         """Whether validation accuracy has halved: against the best epoch (rollback), or the last (published)."""
@@ -85,7 +87,7 @@ class Run:
         speed = self.epoch * clips / self.trained
         write_json(out / "timing.json", {"seconds": self.seconds, "clips_per_second": speed, "machine": machine()})
         write_csv(out / "history.csv", self.history)
-        save_checkpoint(out / CHECKPOINT, self.best_weights, self.card)
+        self.card = save_checkpoint(out / CHECKPOINT, self.best_weights, self.card)
         (out / RESUME).unlink(missing_ok=True) if self.card["finished"] else self.save(out / RESUME)
 
     def save(self, path):
