@@ -19,7 +19,7 @@ from kwslib.data.tasks import noise_of
 from kwslib.io import SAMPLE_RATE, write_json
 from kwslib.spotter import load
 from kwslib.wake import negatives, report, voices
-from kwslib.wake.train import fit, speak
+from kwslib.wake.loop import fit, speak
 
 WORDS = ["computer", "snowboy", "view glass"]
 

@@ -76,7 +76,9 @@ def _weight(sound):
 def candidates(phrase, rng, count=600):
     """Spellings near the phrase, and parts of it: other consonants, a part lost, another word beside one of its own."""
     words, made = phrase.split(), set()
-    while len(made) < count and len(made) < 40 * len(phrase):
+    for _ in range(3 * count):  # a short phrase has fewer
+        if len(made) >= count:
+            break
         spelled, i = list(words), int(rng.integers(len(words)))
         word, kind = words[i], rng.integers(4)
         groups = _groups(word)
