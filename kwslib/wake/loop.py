@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from kwslib.checkpoint import read_checkpoint, save_checkpoint
+from kwslib.data.audio import loudest_window
 from kwslib.data.augment import SpecMask
 from kwslib.data.features import Normalise, WaveToSpec
 from kwslib.io import SAMPLE_RATE, KwsError
@@ -19,7 +20,7 @@ from kwslib.models.registry import build
 from kwslib.spotter import KeywordSpotter
 from kwslib.training.optim import Average, Schedule, parameter_groups
 from kwslib.wake import negatives, report, voices
-from kwslib.wake.windows import Windows, trimmed
+from kwslib.wake.windows import Windows
 
 START = "mamba_light"  # the shipped weights that training starts from
 LISTEN = {"window_s": 1.5, "hop_s": 0.1, "smooth": 2, "refractory_s": 1.0}
@@ -94,10 +95,8 @@ def speak(phrases, found, real, clips, seed=0, workers=None):
     kept = [w for w in negatives.COMMON if not negatives.held(w) and w not in phrases][: 2 * clips]
     spellings = [sorted({*negatives.candidates(p, rng), *kept}) for p in phrases]
     sounds = voices.phonemes([*phrases, *(s for group in spellings for s in group)])
-    target, rest, close = sounds[: len(phrases)], sounds[len(phrases) :], []
-    for phrase, group, ipa in zip(phrases, spellings, target):
-        close.append(negatives.near(phrase, group, rest[: len(group)], ipa, min(60, clips)))
-        rest = rest[len(group) :]
+    target, rest = sounds[: len(phrases)], iter(sounds[len(phrases) :])
+    close = [negatives.near(s, [next(rest) for _ in s], ipa, min(60, clips)) for s, ipa in zip(spellings, target)]
     count = max(2, clips // 150)  # of each word
     wanted = {
         "positives": voices.jobs(phrases, clips, found, seed + 1),
@@ -143,10 +142,17 @@ def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None):
     pools["long"] = [w for w in real["train"] if len(w) > 1.2 * size]
     pools["clip"] = [w for w in real["train"] if len(w) <= 1.2 * size]
     windows = Windows(material["positives"], pools, material["word_of"], real["noise"], size, seed)
-    spotter = spotter or fresh(phrases, listen)
-    windows.own = [[trimmed(t, size) for t in group] for group in takes]
-    loop(spotter, windows, material, steps, batch, lr)
+    goes_on, spotter = spotter is not None, spotter or fresh(phrases, listen)
+    windows.own = [[loudest(take, spoken) for take in group] for group, spoken in zip(takes, material["positives"])]
+    loop(spotter, windows, material, steps, batch, lr, 0.0 if goes_on else 0.6)
     return spotter
+
+
+def loudest(take, spoken):
+    """The part of a take with the word in it: the loudest stretch as long as most synthetic voices need."""
+    size = int(np.quantile([len(w) for w in spoken], 0.8))
+    start = loudest_window(take, size) if len(take) > size else 0
+    return take[start : start + size]
 
 
 def fresh(phrases, listen):
@@ -164,9 +170,9 @@ def fresh(phrases, listen):
     return KeywordSpotter(model, card)
 
 
-def loop(spotter, windows, material, steps, batch, lr):
-    """`steps` of AdamW on freshly drawn windows; at 40 % and 70 % the worst false alarms join the negatives. Ends with
-    the running average of the weights in the spotter."""
+def loop(spotter, windows, material, steps, batch, lr, join=0.6):
+    """`steps` of AdamW on freshly drawn windows; at 40 % and 70 % the worst false alarms join the negatives, and after
+    the share `join` the user's own takes the positives. Ends with the running average of the weights in the spotter."""
     model, device = spotter.model, torch.device("cpu")
     mask = SpecMask((1, 8), (1, 13))  # a band of up to 7 mels, and 12 frames
     words = torch.nn.Linear(model.head.norm.normalized_shape[0], max(windows.word_of) + 1)
@@ -179,6 +185,7 @@ def loop(spotter, windows, material, steps, batch, lr):
             windows.mined = mine(spotter, material)
             print(f"  {len(windows.mined)} false alarms join the negatives", file=sys.stderr, flush=True)
             spotter.model = model
+        windows.own_share = 0.5 * (step >= join * steps)
         model.train()
         for group in optimizer.param_groups:
             group["lr"] = rate(step)

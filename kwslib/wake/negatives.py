@@ -14,40 +14,7 @@ from kwslib.io import SAMPLE_RATE, KwsError
 AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 VOWELS = set("aeiouyæɐɑɒɔəɚɛɜɪʊʌᵻøɵɨʉ")
 ALIKE = [set(pair) for pair in ("tdɾ", "pb", "kɡ", "sz", "fv", "θð", "ʃʒ", "nm", "nŋ", "lɫ", "rɹ")]  # in some accents
-COMMON = """
-about above account across action after again against agree air all almost alone along already always amount and animal
-another answer any apple around arrive ask away baby back bad bag ball bank basic battery beautiful because become
-before begin behind believe better between big bird black blood blue board body book bottle bottom box bread break
-bridge bring brother brown build business but button buy call camera can capital car card care carry case catch center
-certain chair chance change chicken child choose church circle city clean clear clock close clothes cloud cold color
-come company complete consider control cook cool corner correct could country course cousin cover create cross cup cut
-daily dance dark daughter day decide deep different difficult dinner direction doctor door double down draw dream dress
-drink drive during each early earth east easy eat education effect eight electric eleven empty end energy engine enjoy
-enough enter even evening ever every example exercise expect explain eye face fact family famous far farm father
-favorite feel few field fifty fight figure final find finger finish fire first fish five flat floor flower follow food
-foot for force foreign forest forget forward four free fresh friday friend from front fruit full funny future game
-garden general get girl give glad gold good government great green ground group grow guess guitar hair half hand happen
-happy hard have head health hear heart heavy height hello help here high history hold holiday home hope horse hospital
-hot hotel hour house how human hundred hurry husband idea important inside interest island january job join jump just
-keep kitchen know lady lake language large last later laugh lead learn leave left letter level library life light like
-line listen little live local long look lose love low lunch machine make man many market matter maybe mean measure
-medicine meet member message middle milk million mind minute modern moment money month moon more morning mother
-mountain mouth move movie much music name nation nature near never new next nice night nine north nothing notice number
-ocean off offer office often oil old one only open opinion orange order other outside over page paper parent park part
-party pass past pay peace people perfect perhaps person phone photo piano picture piece place plan plant play please
-pocket point police popular possible power present president pretty price problem product program promise public pull
-purple push question quick quiet quite radio rain reach ready really reason record red remember report rest restaurant
-result return rice right river road room round run sad safe salt same saturday save school science sea season second
-secret see send serious service seven several shadow shape share ship shirt shoe short should show silver simple since
-sister sit situation six size skin sleep slow small smile snow social some song soon sound south space speak special
-speed spring stand star start station stay still stone stop story straight strange street strong student study sugar
-summer sunday sure surprise table take talk tall teacher telephone television tell temperature ten test than thank that
-them there they thing think thirty this thousand three through thursday ticket tiger time tired today together tomorrow
-tonight too top total touch toward town traffic train travel tree trouble true try tuesday turn twelve twenty two uncle
-under understand university until use usual valley value vegetable very view village visit voice volume wait walk wall
-want warm wash watch water way weather wednesday week weekend welcome well west what wheel when where which while white
-who whole why wide wife wild will wind window winter wish with without woman wonder wood word work world worry write
-wrong yard year yellow yes yesterday yet you young zero""".split()
+COMMON = Path(__file__).with_name("words.txt").read_text().split()
 ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p pl pr r s sh sl sm sn sp st t th tr v w y z".split()
 CODAS = "b ck d f g l m n nd ng nt p r rt s st t th x z".split()
 
@@ -110,7 +77,7 @@ def _groups(word):
     return groups
 
 
-def near(phrase, spellings, sounds, target, count):
+def near(spellings, sounds, target, count):
     """`count` of the spellings that are another word, half of them the nearest: {spelling: distance}.
 
     At least 1.6 apart, so that no accent of the phrase is among them, nor what holds all of it."""

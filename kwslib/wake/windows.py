@@ -21,7 +21,7 @@ class Windows:
 
     def __init__(self, positives, negatives, word_of, noises, size, seed=0):
         self.positives, self.negatives, self.word_of = positives, negatives, word_of
-        self.size, self.rng, self.own, self.own_share = size, np.random.default_rng(seed), None, 0.6
+        self.size, self.rng, self.own, self.own_share = size, np.random.default_rng(seed), None, 0.0
         self.mined = []
         made = [coloured_noise(self.rng, 10 * SAMPLE_RATE, e).astype(np.float32) * 0.1 for e in (0, 0.5, 1, 1.5, 2)]
         self.noises = [np.float32(n) / 32768 for n in noises if len(n) > 2 * size] or made
@@ -135,21 +135,3 @@ def _room(rng):
         tail *= 10 ** (-rng.uniform(0, 15) / 20) / np.sqrt((tail**2).sum())
     tail[0] = 1
     return tail.astype(np.float32)
-
-
-def trimmed(wave, longest):
-    """The part of a take that is speech: what is loud around its loudest place, at most `longest` samples."""
-    frame = SAMPLE_RATE // 50
-    loud = np.square(wave[: len(wave) // frame * frame].reshape(-1, frame).astype(np.float64)).mean(1)
-    loud = np.convolve(loud, np.ones(5) / 5, "same")
-    floor = max(np.quantile(loud, 0.1) * 6, loud.max() * 1e-3)
-    peak = first = last = int(loud.argmax())
-    gap = 12  # frames, 0.24 s: longer silence ends the word
-    while first > 0 and (loud[max(0, first - gap) : first] > floor).any():
-        first -= 1
-    while last < len(loud) - 1 and (loud[last + 1 : last + 1 + gap] > floor).any():
-        last += 1
-    if (last - first) * frame > longest:
-        first = max(first, peak - longest // (2 * frame))
-        last = min(last, first + longest // frame)
-    return wave[first * frame : (last + 1) * frame]
