@@ -16,7 +16,7 @@ from kwslib.checkpoint import save_checkpoint
 from kwslib.data.audio import decode, mix_at_snr, to_int16
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import noise_of
-from kwslib.io import SAMPLE_RATE, write_json
+from kwslib.io import SAMPLE_RATE, read_json, write_json
 from kwslib.spotter import load
 from kwslib.wake import negatives, report, voices
 from kwslib.wake.loop import fit, speak
@@ -55,6 +55,23 @@ def noisy(waves, noise, snr=10.0, seed=0):
         pair = (torch.from_numpy(np.float32(x)[None] / 32768) for x in (wave, piece[start : start + len(wave)]))
         out.append(to_int16(mix_at_snr(*pair, snr)[0].numpy())[0])
     return out
+
+
+def table(folder="results/wake"):
+    """One row a run, of all JSON files in the folder: its options, misses in % at 0 and 1 false alarms; a DataFrame."""
+    import pandas as pd
+
+    rows = []
+    for run in (read_json(p) for p in sorted(Path(folder).glob("*.json"))):
+        options, row = run["options"], {"run": run["run"], "voices": ", ".join(run["engines"])}
+        row |= {"recordings": options["takes"], "steps": options["steps"], "seed": options["seed"]}
+        for kind in ("clean", "kitchen_10db"):
+            for word, points in run.get(kind, {"words": {}})["words"].items():
+                row[f"{kind} {word}"] = " / ".join(f"{100 * p['misses']:.1f}" for p in points[:2])
+            if kind in run:
+                row[f"{kind} mean"] = " / ".join(f"{100 * run[kind]['mean_misses'][k]:.1f}" for k in "01")
+        rows.append(row | {"trained (min)": round(run["training_s"] / 60)})
+    return pd.DataFrame(rows)
 
 
 def main():
