@@ -58,7 +58,7 @@ def noisy(waves, noise, snr=10.0, seed=0):
 
 
 def table(folder="results/wake"):
-    """One row a run, of all JSON files in the folder: its options, misses in % at 0 and 1 false alarms; a DataFrame."""
+    """One row a run, of all JSON files in the folder: its options, misses in % at 0 and 1 false alarms: text."""
     import pandas as pd
 
     rows = []
@@ -71,7 +71,7 @@ def table(folder="results/wake"):
             if kind in run:
                 row[f"{kind} mean"] = " / ".join(f"{100 * run[kind]['mean_misses'][k]:.1f}" for k in "01")
         rows.append(row | {"trained (min)": round(run["training_s"] / 60)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna("").astype(str)
 
 
 def main():
