@@ -1,5 +1,5 @@
-"""The command line: `kws pack | data | train | test | predict | listen | bench`, most also as modules: `python -m
-kwslib.train`."""
+"""The command line: `kws pack | data | train | test | predict | listen | wake | bench`, most also as modules: `python
+-m kwslib.train`."""
 
 import argparse
 import difflib
@@ -207,6 +207,29 @@ def bench(argv=None):
         print(f"threads {count}, batch {size:3}: {times}  {size / middle:9,.0f} clips/s")
 
 
+def wake(argv=None):
+    """Train a detector of your own wake words, from their text alone or with your recordings."""
+    from kwslib.wake import train as run
+
+    parser = parser_of("wake", wake.__doc__)
+    parser.add_argument("phrases", nargs="+", metavar="PHRASE", help="what to listen for, such as 'hey computer'")
+    parser.add_argument("--out", required=True, help="folder of the detector")
+    takes = "your takes of each phrase: FOLDER/PHRASE/…, or one folder for a single phrase; may be repeated"
+    parser.add_argument("--recordings", action="append", default=[], metavar="FOLDER", help=takes)
+    negatives = "speech without the phrases: a folder, zip or packed corpus; may be repeated"
+    parser.add_argument(
+        "--negatives", action="append", default=[], dest="negative_paths", metavar="PATH", help=negatives
+    )
+    parser.add_argument("--steps", type=int, default=2000, help="of 64 windows (default 2000)")
+    parser.add_argument("--clips", type=int, default=600, help="synthetic clips of each phrase (default 600)")
+    parser.add_argument("--seed", type=int, default=0)
+    a = vars(parser.parse_args(argv))
+    card = run(**a)
+    for rate, found in card["detector"]["thresholds"].items():
+        print(f"threshold for {rate} false alarms an hour: " + ", ".join(f"{p} {t:.2f}" for p, t in found.items()))
+    print(f"{a['out']} holds the detector, its card and its curve")
+
+
 COMMANDS = {
     "pack": pack,
     "data": data,
@@ -214,6 +237,7 @@ COMMANDS = {
     "test": test,
     "predict": predict,
     "listen": listen,
+    "wake": wake,
     "bench": bench,
 }
 

@@ -34,9 +34,12 @@ class KeywordSpotter(TrainedModel):
 
         A recording of less than a second is padded with zeros, which the mean over time leaves out. A longer one is cut
         into one-second windows that start a quarter of a second apart; the most confident window gives the answer.
-        Files are read a minute at a time. Raises KwsError, in one sentence, for what is not a recording."""
+        Files are read a minute at a time. A detector's probabilities, each of one label alone, are those of its highest
+        `scores`: they need not sum to 1. Raises KwsError, in one sentence, for what is not a recording."""
         if isinstance(wave, (list, tuple)) and any(isinstance(w, (str, os.PathLike)) for w in wave):
             return [self.predict(w, sample_rate) for w in wave]
+        if "detector" in self.card:
+            return self._ranked(torch.from_numpy(self.scores(wave, sample_rate)[1]).amax(0).sigmoid())
         windows, best = cut(recording(wave, sample_rate)), None
         while batch := list(islice(windows, BATCH)):
             samples = torch.tensor([len(w) for w in batch])
@@ -44,8 +47,10 @@ class KeywordSpotter(TrainedModel):
             p = self.logits(padded, samples).softmax(1).cpu()
             top = p[p.max(1).values.argmax()]
             best = top if best is None or top.max() > best.max() else best
-        order = best.argsort(descending=True, stable=True)
-        return [(self.labels[i], float(best[i])) for i in order]
+        return self._ranked(best)
+
+    def _ranked(self, p):
+        return [(self.labels[i], float(p[i])) for i in p.argsort(descending=True, stable=True)]
 
     @torch.no_grad()
     def scores(self, wave, sample_rate=None):

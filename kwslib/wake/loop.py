@@ -1,0 +1,238 @@
+"""Train a detector of one's own phrases: `kws wake PHRASE… --out DIR`."""
+
+import math
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from kwslib.checkpoint import read_checkpoint, save_checkpoint
+from kwslib.data.audio import loudest_window
+from kwslib.data.augment import SpecMask
+from kwslib.data.features import Normalise, WaveToSpec
+from kwslib.io import SAMPLE_RATE, KwsError
+from kwslib.machine import autocast_to, keep_memory, pick_precision
+from kwslib.models.registry import build
+from kwslib.spotter import KeywordSpotter
+from kwslib.training.optim import Average, Schedule, parameter_groups
+from kwslib.wake import negatives, report, voices
+from kwslib.wake.windows import Windows
+
+START = "mamba_light"  # the shipped weights that training starts from
+LISTEN = {"window_s": 1.5, "hop_s": 0.1, "smooth": 2, "refractory_s": 1.0}
+DB = 10 / math.log(10)  # of a natural logarithm of power
+
+
+def train(
+    phrases, out, recordings=(), negative_paths=(), steps=2000, batch=64, clips=600, lr=1e-3, seed=0, workers=None,
+    found=None, estimate=True,
+):  # fmt: skip
+    """Train one detector for all `phrases` and write it to the folder `out`. Returns the card.
+
+    recordings: folders of the user's takes, one for each phrase: FOLDER/<phrase>/…, or the folder itself for a single
+    phrase. negative_paths: folders, zips or packed corpora of speech without the phrases. steps of `batch` windows;
+    clips: how many synthetic ones of each phrase. found: the engines to use (see voices.engines). estimate: measure the
+    curve and thresholds. Raises KwsError."""
+    phrases, out, started = [clean(p) for p in phrases], Path(out), time.time()
+    if len(set(phrases)) < len(phrases) or not phrases:
+        raise KwsError("phrases must be one or more different ones; say each once")
+    out.mkdir(parents=True, exist_ok=True)
+    takes = own_takes(recordings, phrases)
+    found = found or voices.engines()
+    material = speak(phrases, found, negatives.real(negative_paths, phrases), clips, seed, workers)
+    spotter = fit(phrases, material, takes, steps, batch, lr, seed)
+    card = spotter.card
+    card["wake"] = {
+        "engines": {e: [Path(v).name for v in names] for e, names in found.items()},
+        "voice_licences": {e: voices.LICENCES[e] for e in found},
+        "clips": {p: len(w) for p, w in zip(phrases, material["positives"])},
+        "recordings": {p: len(t) for p, t in zip(phrases, takes)}, "near_words": material["near_words"],
+        "real_speech": material["real"]["sources"], "steps": steps, "batch": batch, "seed": seed,
+    }  # fmt: skip
+    warnings = report.bad_choices(phrases, material["sounds"])
+    if estimate:
+        held = speak_held(phrases, found, clips, seed, workers)
+        warnings += report.estimate(spotter, held, material["real"]["held"], out)
+    card["wake"] |= {"warnings": warnings, "seconds": round(time.time() - started)}
+    save_checkpoint(out / "model.safetensors", spotter.model.state_dict(), card)
+    for warning in warnings:
+        print(f"note: {warning}")
+    return card
+
+
+def clean(phrase):
+    """The phrase in small letters. Raises KwsError for what a voice cannot say."""
+    text = " ".join(phrase.lower().replace("_", " ").replace("'", "").split())
+    if not text.replace(" ", "").isascii() or not text.replace(" ", "").isalpha():
+        raise KwsError(f"phrase {phrase!r} is not words of the letters a to z; spell it as it is spoken")
+    return text
+
+
+def own_takes(folders, phrases):
+    """The user's takes of each phrase, int16 waves, untrimmed. Raises KwsError where a folder is of no phrase."""
+    takes = {p: [] for p in phrases}
+    for folder in map(Path, folders):
+        inside = {clean(p.name): p for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else {}
+        named = {p: inside[p] for p in phrases if p in inside}
+        if not named and folder.name.lower().replace("_", " ") in phrases:
+            named = {folder.name.lower().replace("_", " "): folder}
+        if not named and len(phrases) == 1:
+            named = {phrases[0]: folder}
+        if not named:
+            raise KwsError(f"recordings {folder} has no folder named as a phrase ({', '.join(phrases)}); rename it")
+        for phrase, path in named.items():
+            takes[phrase] += [wave for _, wave in negatives.recordings(path)]
+    return list(takes.values())
+
+
+def speak(phrases, found, real, clips, seed=0, workers=None):
+    """All sound that training needs: a dict (see its end)."""
+    rng = np.random.default_rng(seed)
+    kept = [w for w in negatives.COMMON if not negatives.held(w) and w not in phrases][: 2 * clips]
+    spellings = [sorted({*negatives.candidates(p, rng), *kept}) for p in phrases]
+    sounds = voices.phonemes([*phrases, *(s for group in spellings for s in group)])
+    target, rest = sounds[: len(phrases)], iter(sounds[len(phrases) :])
+    close = [negatives.near(s, [next(rest) for _ in s], ipa, min(60, clips)) for s, ipa in zip(spellings, target)]
+    count = max(2, clips // 150)  # of each word
+    wanted = {
+        "positives": voices.jobs(phrases, clips, found, seed + 1),
+        "near": voices.jobs([s for group in close for s in group], count, found, seed + 2),
+        "word": voices.jobs(kept, count, found, seed + 3),
+        "sentences": voices.jobs(negatives.sentences(kept, clips, seed + 4), 1, found, seed + 4),
+    }
+    made = spoken(wanted, phrases, workers)
+    place = {word: i for i, word in enumerate(kept)}
+    made["word_of"] = [place[text] for text, _ in made["word"]]
+    for name in ("near", "word", "sentences"):
+        made[name] = [wave for _, wave in made[name]]
+    return made | {"near_words": dict(zip(phrases, close)), "sounds": dict(zip(phrases, target)), "real": real}
+
+
+def spoken(wanted, phrases, workers):
+    """Jobs by name -> (text, wave) of what was said, by name; `positives` as a list of waves for each phrase."""
+    waves = iter(voices.speak([job for group in wanted.values() for job in group], workers=workers))
+    made = {n: [(j.text, w) for j, w in zip(group, waves) if w is not None] for n, group in wanted.items()}
+    made["positives"] = [[wave for text, wave in made["positives"] if text == phrase] for phrase in phrases]
+    if silent := [p for p, w in zip(phrases, made["positives"]) if not w]:
+        raise KwsError(f"no voice at hand says {silent[0]!r}; spell it as it is spoken")
+    return made
+
+
+def speak_held(phrases, found, clips, seed=0, workers=None):
+    """The phrases, and sentences of words that training never meets, in voices that it never meets."""
+    words = [w for w in negatives.COMMON if negatives.held(w) and w not in phrases]
+    return spoken({
+        "positives": voices.jobs(phrases, max(8, clips // 6), found, seed + 5, held=True),
+        "sentences": voices.jobs(negatives.sentences(words, clips, seed + 6), 1, found, seed + 6, held=True),
+    }, phrases, workers)  # fmt: skip
+
+
+def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None):
+    """The trained KeywordSpotter. spotter: one that goes on, or None to start from the shipped encoder."""
+    torch.manual_seed(seed)
+    keep_memory()
+    longest = np.quantile([len(w) for group in material["positives"] for w in group], 0.9) / SAMPLE_RATE
+    listen = LISTEN | {"window_s": round(max(LISTEN["window_s"], 1.1 * longest + 0.2), 1)}
+    size, real = round(listen["window_s"] * SAMPLE_RATE), material["real"]
+    pools = {"near": material["near"], "word": material["word"], "sentence": material["sentences"]}
+    pools["long"] = [w for w in real["train"] if len(w) > 1.2 * size]
+    pools["clip"] = [w for w in real["train"] if len(w) <= 1.2 * size]
+    windows = Windows(material["positives"], pools, material["word_of"], real["noise"], size, seed)
+    goes_on, spotter = spotter is not None, spotter or fresh(phrases, listen)
+    windows.own = [[loudest(take, spoken) for take in group] for group, spoken in zip(takes, material["positives"])]
+    loop(spotter, windows, material, steps, batch, lr, 0.0 if goes_on else 0.6)
+    return spotter
+
+
+def loudest(take, spoken):
+    """The part of a take with the word in it: the loudest stretch as long as most synthetic voices need."""
+    size = int(np.quantile([len(w) for w in spoken], 0.8))
+    start = loudest_window(take, size) if len(take) > size else 0
+    return take[start : start + size]
+
+
+def fresh(phrases, listen):
+    """A KeywordSpotter with the shipped encoder and a new head. Its features are ln(power + 1e-6), without a floor of
+    the clip's own, so that they do not depend on the window; scaled, they are what the encoder has learned to read."""
+    weights, origin = read_checkpoint(START)
+    options = origin["features"] | {"scale": "log"}
+    norm = {k: v / DB for k, v in origin["normalisation"].items()}
+    card = {"model": origin["model"], "labels": list(phrases), "features": WaveToSpec(**options).options}
+    card |= {"normalisation": Normalise(**norm).options, "detector": dict(listen), "licence": "MIT"}
+    card |= {"recipe": {"model": origin["model"], "init": START}, "corpus": origin["corpus"]}
+    model, last = build(card["model"], len(phrases)), "head.classify.4"
+    model.load_state_dict({k: v for k, v in weights.items() if not k.startswith(last)}, strict=False)
+    torch.nn.init.constant_(model.head.classify[-1].bias, -3.0)  # most windows hold no phrase
+    return KeywordSpotter(model, card)
+
+
+def loop(spotter, windows, material, steps, batch, lr, join=0.6):
+    """`steps` of AdamW on freshly drawn windows; at 40 % and 70 % the worst false alarms join the negatives, and after
+    the share `join` the user's own takes the positives. Ends with the running average of the weights in the spotter."""
+    model, device = spotter.model, torch.device("cpu")
+    mask = SpecMask((1, 8), (1, 13))  # a band of up to 7 mels, and 12 frames
+    words = torch.nn.Linear(model.head.norm.normalized_shape[0], max(windows.word_of) + 1)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.02) + parameter_groups(words, 0.02), lr=lr, fused=True)
+    rate = Schedule(SimpleNamespace(schedule="cosine", lr=lr, final_lr=0.01, horizon=1, epochs=1, warmup=0.1), steps)
+    average, bf16, total, started = Average(model, 0.998), pick_precision("auto", device), 0.0, time.time()
+    for step in range(steps):
+        if step in (steps * 2 // 5, steps * 7 // 10) and steps >= 100:
+            spotter.model = average.of(model).eval()
+            windows.mined = mine(spotter, material)
+            print(f"  {len(windows.mined)} false alarms join the negatives", file=sys.stderr, flush=True)
+            spotter.model = model
+        windows.own_share = 0.5 * (step >= join * steps)
+        model.train()
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        waves, targets, lone = windows.draw(batch)
+        with autocast_to(device, bf16):
+            logits, pooled = logits_of(model, mask(spotter.normalise(spotter.frontend(waves))))
+            loss = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / batch
+            if (lone >= 0).any():  # the encoder goes on hearing many words
+                loss = loss + 0.1 * F.cross_entropy(words(pooled[lone >= 0]).float(), lone[lone >= 0])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        average.update(model)
+        total += loss.item()
+        if step % 50 == 49:
+            left = (time.time() - started) / (step + 1) * (steps - step - 1) / 60
+            print(f"step {step + 1}/{steps}  loss {total / 50:.4f}  {left:.1f} min left", file=sys.stderr, flush=True)
+            total = 0.0
+    if not math.isfinite(loss.item()):
+        raise KwsError("the loss is not a number; train with a lower lr")
+    spotter.model = average.of(model).eval()
+
+
+def logits_of(model, inputs):
+    """(logits (B, phrases), pooled features (B, d)) of a SequenceKWS."""
+    x, _ = model.frontend(inputs, None)
+    for block in model.blocks:
+        x = block(x)
+    pooled = model.head.norm(x).mean(1)
+    return model.head.classify(pooled), pooled
+
+
+def mine(spotter, material, most=600, budget=1200):
+    """The training streams' windows of the highest scores, one of each stream: int16 waves.
+
+    Long ones come first; all in all `budget` seconds are heard."""
+    size = round(spotter.card["detector"]["window_s"] * SAMPLE_RATE)
+    pool, rng = material["sentences"] + material["real"]["train"], np.random.default_rng(0)
+    order = sorted(rng.permutation(len(pool)), key=lambda i: len(pool[i]) < 2 * SAMPLE_RATE)
+    found, left = [], budget * SAMPLE_RATE
+    for wave in (pool[i] for i in order):
+        if (left := left - len(wave)) < 0:
+            break
+        times, scores = spotter.scores(wave, SAMPLE_RATE)
+        best, end = scores.max(1), round(times[scores.max(1).argmax()] * SAMPLE_RATE)
+        window = wave[max(0, end - size) : end]
+        found.append((float(best.max()), np.pad(window, (0, size - len(window)))))
+    found.sort(key=lambda pair: -pair[0])
+    return [window for score, window in found[:most] if score > -5]

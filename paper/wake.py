@@ -1,0 +1,129 @@
+"""Wake words, judged on real recordings: `python -m paper.wake RUN`, each a JSON file in results/wake.
+
+The recordings are of three words (see docs/wake_words.md); half of the 45 minutes of running speech trains, the other
+half gives the false alarms. A run trains one detector for all three words by the recipe of `kws wake`."""
+
+import argparse
+import pickle
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kwslib.checkpoint import save_checkpoint
+from kwslib.data.audio import decode, mix_at_snr, to_int16
+from kwslib.data.corpus import load_corpus
+from kwslib.data.tasks import noise_of
+from kwslib.io import SAMPLE_RATE, read_json, write_json
+from kwslib.spotter import load
+from kwslib.wake import negatives, report, voices
+from kwslib.wake.loop import fit, speak
+
+WORDS = ["computer", "snowboy", "view glass"]
+
+
+def recordings(path, half=None):
+    """{word: int16 waves} of the zip, the running speech under None: all, or one half (0, 1) of it."""
+    archive, found = zipfile.ZipFile(path), {}
+    for folder in ("computer", "snowboy", "view_glass", "_speech_"):
+        names = sorted(n for n in archive.namelist() if f"/{folder}/" in n and n.endswith(".opus"))
+        names = names[half::2] if folder == "_speech_" and half is not None else names
+        key = None if folder == "_speech_" else folder.replace("_", " ")
+        found[key] = [to_int16(decode(archive.read(n)))[0] for n in names]
+    return found
+
+
+def judge(spotter, takes, speech, left_out=()):
+    """Misses of each word at 0, 1, … false alarms in the speech. left_out: takes that trained, by index."""
+    _, events = report.score_all(spotter, speech)
+    hours, rows = sum(map(len, speech)) / SAMPLE_RATE / 3600, {}
+    for label, word in enumerate(spotter.labels):
+        best, _ = report.score_all(spotter, [w for i, w in enumerate(takes[word]) if i not in left_out])
+        rows[word] = report.curve(best[:, label], events[label], hours)[:6]
+    mean = [float(np.mean([rows[w][k]["misses"] for w in rows])) for k in range(6)]
+    return {"hours": hours, "words": rows, "mean_misses": dict(zip((0, 1, 2, 3, 5, 7), mean))}
+
+
+def noisy(waves, noise, snr=10.0, seed=0):
+    """Each wave with a random piece of the noise, `snr` dB below it."""
+    rng, out = np.random.default_rng(seed), []
+    for wave in waves:
+        piece = np.resize(noise, max(len(noise), 2 * len(wave)))
+        start = rng.integers(len(piece) - len(wave))
+        pair = (torch.from_numpy(np.float32(x)[None] / 32768) for x in (wave, piece[start : start + len(wave)]))
+        out.append(to_int16(mix_at_snr(*pair, snr)[0].numpy())[0])
+    return out
+
+
+def table(folder="results/wake"):
+    """One row a run, of all JSON files in the folder: its options, misses in % at 0 and 1 false alarms: text."""
+    import pandas as pd
+
+    rows = []
+    for run in (read_json(p) for p in sorted(Path(folder).glob("*.json"))):
+        options, row = run["options"], {"run": run["run"], "voices": ", ".join(run["engines"])}
+        row |= {"recordings": options["takes"], "steps": options["steps"], "seed": options["seed"]}
+        for kind in ("clean", "kitchen_10db"):
+            for word, points in run.get(kind, {"words": {}})["words"].items():
+                row[f"{kind} {word}"] = " / ".join(f"{100 * p['misses']:.1f}" for p in points[:2])
+            if kind in run:
+                row[f"{kind} mean"] = " / ".join(f"{100 * run[kind]['mean_misses'][k]:.1f}" for k in "01")
+        rows.append(row | {"trained (min)": round(run["training_s"] / 60)})
+    return pd.DataFrame(rows).fillna("").astype(str)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", help="of the run, and of its file in results/wake")
+    parser.add_argument("--data", required=True, help="wake_words.zip")
+    parser.add_argument("--corpus", required=True, help="packed corpus: its training clips are negatives")
+    parser.add_argument("--cache", default="data/wake", help="folder for what was spoken and trained")
+    parser.add_argument("--engines", nargs="+", help="default: all at hand")
+    parser.add_argument("--start", help="a run whose detector goes on, with recordings")
+    parser.add_argument("--takes", type=int, default=0, help="real recordings of each word that train")
+    parser.add_argument("--noise", action="store_true", help="judge in kitchen noise at 10 dB, too")
+    parser.add_argument("--every", type=int, default=1, help="judge on every n-th recording only")
+    for key, value in dict(steps=2000, batch=64, clips=600, seed=0).items():
+        parser.add_argument(f"--{key}", type=int, default=value)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    a, started = parser.parse_args(), time.time()
+    cache = Path(a.cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    found = {e: v for e, v in voices.engines().items() if not a.engines or e in a.engines}
+    bank = cache / f"{'-'.join(found)}-{a.clips}-{a.seed}.pickle"  # this program's own file
+    if not bank.exists():
+        empty = {"train": [], "held": [], "noise": [], "sources": []}
+        bank.write_bytes(pickle.dumps(speak(WORDS, found, empty, a.clips, a.seed, 1)))
+    material = pickle.loads(bank.read_bytes())
+    material["real"] = negatives.real([a.corpus], WORDS)
+    material["real"]["train"] += recordings(a.data, half=0)[None]
+    takes = recordings(a.data, half=1)
+    speech, chosen = takes.pop(None), {}
+    if a.takes:
+        chosen = {w: np.random.default_rng(a.seed).permutation(len(t))[: a.takes] for w, t in takes.items()}
+    own = [[takes[w][i] for i in chosen.get(w, [])] for w in WORDS]
+    spoken_s = time.time() - started
+    first = load(cache / a.start) if a.start else None
+    spotter = fit(WORDS, material, own, a.steps, a.batch, a.lr, a.seed, first)
+    save_checkpoint(cache / a.name / "model.safetensors", spotter.model.state_dict(), spotter.card)
+    result = {"run": a.name, "options": {k: v for k, v in vars(a).items() if k not in ("data", "corpus", "cache")}}
+    trained_s = time.time() - started - spoken_s
+    result |= {"engines": list(found), "speaking_s": round(spoken_s), "training_s": round(trained_s)}
+    judged = {w: [x for i, x in enumerate(t) if i not in set(chosen.get(w, []))][:: a.every] for w, t in takes.items()}
+    result["n"] = {w: len(t) for w, t in judged.items()}
+    result["clean"] = judge(spotter, judged, speech)
+    write_json(f"results/wake/{a.name}.json", result)
+    if a.noise:
+        kitchen = noise_of(load_corpus(a.corpus), "testing").flatten()
+        judged = {w: noisy(t, kitchen) for w, t in judged.items()}
+        result["kitchen_10db"] = judge(spotter, judged, noisy(speech, kitchen))
+        write_json(f"results/wake/{a.name}.json", result)
+    for kind in {"clean", "kitchen_10db"} & result.keys():
+        print(kind, {w: [round(100 * r["misses"], 1) for r in rows] for w, rows in result[kind]["words"].items()})
+        print(kind, "mean", {k: round(100 * v, 1) for k, v in result[kind]["mean_misses"].items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Wake words of one's own: what is near a phrase, what a window holds, how misses are counted, and a tiny training."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import kwslib
+from kwslib import cli
+from kwslib.io import KwsError, read_csv
+from kwslib.wake import negatives, report, train, voices
+from kwslib.wake.loop import clean, loudest, own_takes
+from kwslib.wake.windows import Windows
+
+RATE = 16_000
+
+
+def test_distance_counts_edits_and_forgives_accents():
+    assert negatives.distance("kat", "kat") == 0
+    assert negatives.distance("kat", "kæt") == pytest.approx(0.4)  # one vowel for another
+    assert negatives.distance("kat", "kad") == pytest.approx(0.4)  # t and d: one place of the mouth
+    assert negatives.distance("kat", "kas") == 1
+    assert negatives.distance("kat", "skat") == 1 and negatives.distance("kat", "kata") == pytest.approx(0.6)
+    assert negatives.distance("", "kat") == pytest.approx(2.6)
+
+
+def test_near_words_are_near_and_are_not_the_phrase():
+    spellings, sounds = ["kat", "kad", "skat", "bison", "wug", "kept"], ["kat", "kad", "skats", "baɪsən", "vup", "kɛpt"]
+    found = negatives.near(spellings, sounds, "kats", 10)
+    assert "kad" not in found and "kat" not in found  # an accent away
+    assert "skat" not in found  # it holds all of the phrase
+    assert set(found) == {"kept"} and found["kept"] == pytest.approx(negatives.distance("kɛpt", "kats"))
+
+
+def test_candidates_change_the_phrase():
+    found = negatives.candidates("view glass", np.random.default_rng(0), 200)
+    assert "view glass" not in found and {"view", "glass", "glass view"} & set(found)
+    assert len(negatives.candidates("go", np.random.default_rng(0))) > 20  # all that there are, and then it ends
+    assert any(f.startswith("view ") for f in found) and any(f.endswith(" glass") for f in found)
+
+
+@pytest.fixture
+def windows():
+    word, silence = np.full(8000, 3000, np.int16), np.zeros(4000, np.int16)
+    pools = {"near": [silence], "word": [silence], "sentence": [silence], "long": [], "clip": []}
+    return Windows([[word]], pools, [0], [], 24_000)
+
+
+def test_a_phrase_is_whole_in_its_window_and_a_part_is_not(windows):
+    places = []
+    for _ in range(50):
+        window, phrase, _ = windows._one("phrase")
+        heard = np.flatnonzero(window)
+        assert phrase == 0 and 8000 / 1.16 <= len(heard) <= 8000 / 0.86
+        places.append(heard[0])
+        window, phrase, _ = windows._one("part")
+        assert phrase == -1 and len(np.flatnonzero(window)) <= 0.66 * 8000 / 0.86
+    assert min(places) < 3000 and max(places) > 12_000  # anywhere
+
+
+def test_a_batch_is_loud_enough_and_has_its_targets(windows):
+    waves, targets, words = windows.draw(64)
+    assert waves.shape == (64, 24_000) and targets.shape == (64, 1) and words.shape == (64,)
+    assert set(targets.unique().tolist()) == {0.0, 1.0} and torch.isfinite(waves).all() and waves.abs().max() <= 1
+
+
+def test_the_word_is_cut_from_a_take():
+    rng = np.random.default_rng(0)
+    take = rng.normal(0, 30, 3 * RATE)
+    take[20_000:30_000] += rng.normal(0, 5000, 10_000)
+    kept = loudest(take.astype(np.int16), [np.zeros(10_000)] * 5)
+    assert len(kept) == 10_000 and np.abs(kept).mean() > 3500  # 0.8 of the standard deviation
+
+
+def test_events_are_apart_and_curve_counts_them():
+    times, scores = np.arange(10) / 10, np.array([0, 3, 2, 0, 0, 1, 5, 1, 0, 0], float)
+    assert report.peaks(times, scores, 0.35) == [5, 3]
+    best, events = np.array([1.0, 2, 3, 4]), [2.5, 0.5, 3.5, -1]
+    rows = report.curve(best, events, hours=2)
+    assert [r["alarms"] for r in rows] == [0, 1, 2, 3] and [r["per_hour"] for r in rows] == [0, 0.5, 1, 1.5]
+    assert [r["misses"] for r in rows] == [0.75, 0.5, 0, 0]  # thresholds just above 3.5, 2.5, 0.5, -1
+
+
+def test_thresholds_rise_as_fewer_alarms_are_allowed():
+    events = list(np.random.default_rng(0).exponential(1.0, 500))
+    found = [report.threshold(events, 1.0, rate) for rate in (0.1, 1, 10, 100)]
+    assert found == sorted(found, reverse=True)
+    assert sum(e >= found[2] for e in events) == 10
+    # exponential scores: a tenth of the rate lies ln 10 above, give or take what twenty events tell of the scale
+    assert found[0] - report.threshold(events, 1.0, 0.999) == pytest.approx(np.log(10), rel=0.6)
+
+
+def test_phrases_and_recordings_are_checked(tmp_path):
+    assert clean("Hey_Computer ") == "hey computer" and clean("what's up") == "whats up"
+    with pytest.raises(KwsError, match="letters a to z"):
+        clean("r2d2")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(KwsError, match="no folder named"):
+        own_takes([tmp_path], ["one", "two"])
+    with pytest.raises(KwsError, match="different"):
+        train(["stop", "Stop"], tmp_path / "out")
+    with pytest.raises(KwsError, match="no audio"):
+        own_takes([tmp_path / "other"], ["one"])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A tiny detector, made by the command line with espeak-ng alone, and where it lies."""
+    root = tmp_path_factory.mktemp("wake")
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        (root / "takes/open_sesame").mkdir(parents=True, exist_ok=True)
+        soundfile.write(root / f"takes/open_sesame/{i}.wav", rng.normal(0, 0.1, RATE), RATE)
+        (root / "room").mkdir(exist_ok=True)
+        soundfile.write(root / f"room/{i}.wav", rng.normal(0, 0.1, 3 * RATE), RATE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voices.shutil, "which", lambda name: None)  # no flite
+        options = ["--out", str(root / "out"), "--recordings", str(root / "takes"), "--negatives", str(root / "room")]
+        cli.wake(["open sesame", "go", *options, "--steps", "6", "--clips", "8"])
+    return root / "out"
+
+
+def test_the_command_writes_a_detector_its_card_and_its_curve(trained):
+    spotter = kwslib.load(trained)
+    assert spotter.labels == ["open sesame", "go"]
+    detector, wake = spotter.card["detector"], spotter.card["wake"]
+    assert detector["window_s"] >= 1.5 and set(detector["thresholds"]) == {"0.5", "1", "2"}
+    for phrase in spotter.labels:
+        limits = [detector["thresholds"][rate][phrase] for rate in ("0.5", "1", "2")]
+        assert limits == sorted(limits, reverse=True)
+    assert wake["recordings"] == {"open sesame": 3, "go": 0} and "espeak-ng" in wake["engines"]
+    assert wake["real_speech"][0]["name"] == "room" and spotter.card["features"]["scale"] == "log"
+    assert any("'go' is short" in w for w in wake["warnings"])
+    assert {r["phrase"] for r in read_csv(trained / "curve.csv")} == {"open sesame", "go"}
+    assert (trained / "curve.md").read_text().startswith("| phrase |") and (trained / "curve.png").stat().st_size > 1000
+
+
+def test_a_detector_scores_and_predicts(trained):
+    spotter = kwslib.load(trained)
+    wave = np.random.default_rng(1).normal(0, 0.05, 2 * RATE).astype(np.float32)
+    times, scores = spotter.scores(wave, RATE)
+    assert scores.shape == (len(times), 2) and len(times) == 1 + int((2 - spotter.card["detector"]["window_s"]) / 0.1)
+    # each label alone: the sigmoid of its highest score
+    expected = 1 / (1 + np.exp(-scores.max(0)))
+    assert dict(spotter.predict(wave, RATE)) == pytest.approx(dict(zip(spotter.labels, expected.tolist())), abs=1e-5)
+
+
+def test_scores_do_not_depend_on_what_is_outside_the_window(trained):
+    """The features have no maximum of the clip's own: a loud sound elsewhere leaves a window's score as it was."""
+    spotter, rng = kwslib.load(trained), np.random.default_rng(2)
+    window = round(spotter.card["detector"]["window_s"] * RATE)
+    quiet = rng.normal(0, 0.01, window).astype(np.float32)
+    loud = np.concatenate([quiet, rng.normal(0, 0.9, RATE).astype(np.float32)])
+    assert spotter.scores(loud, RATE)[1][0] == pytest.approx(spotter.scores(quiet, RATE)[1][0], abs=1e-5)
