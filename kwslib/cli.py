@@ -1,4 +1,4 @@
-"""The command line: `kws pack | train | test | predict | bench`, each also a module, as in `python -m kwslib.train`."""
+"""The command line, `kws pack`, `kws train` and so on, most of them also modules, as in `python -m kwslib.train`."""
 
 import argparse
 import difflib
@@ -140,7 +140,26 @@ def bench(argv=None):
         print(f"threads {count}, batch {size:3}: {times}  {size / middle:9,.0f} clips/s")
 
 
-COMMANDS = {"pack": pack, "train": train, "test": test, "predict": predict, "bench": bench}
+def export(argv=None):
+    """Write a trained model as an ONNX file, checked by onnxruntime before it has its name."""
+    from kwslib.export import export as write
+
+    parser = model_parser("export", export.__doc__)
+    parser.add_argument("--to", choices=["onnx"], default="onnx", help="kind of file (default onnx)")
+    parser.add_argument("--out", help="file to write (default: the model's name, here)")
+    parser.add_argument("--streaming", action="store_true", help="the graph of 100 ms of a stream, with a state")
+    parser.add_argument("--int8", action="store_true", help="weights and activations in 8 bits")
+    parser.add_argument("--clips", help="packed corpus or folder of recordings that the file is checked on")
+    a = parser.parse_args(argv)
+    card = write(a.checkpoint, a.out, a.streaming, a.int8, a.clips)
+    print(f"{card['path']}: {card['bytes']:,} bytes; {card['samples']} samples in, {len(card['labels'])} labels out")
+    check = "checked on {clips} clips ({source}): largest difference of a logit {largest_difference:.1g}"
+    print(check.format(**card["check"]))
+    if a.int8:
+        print("int8: " + ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in card["int8"].items()))
+
+
+COMMANDS = {"pack": pack, "train": train, "test": test, "predict": predict, "bench": bench, "export": export}
 
 
 def command(argv):

@@ -32,7 +32,9 @@ class Spectrum(nn.Module):
         first = self._turns(k, i, n1)  # (rows, N1)
         second = self._turns(j, j, self.n2)  # (N2, N2)
         self.keep("first", torch.cat([first.real, first.imag]))
-        self.keep("second", torch.cat([torch.cat([second.real, second.imag], 1), torch.cat([-second.imag, second.real], 1)]))
+        self.keep(
+            "second", torch.cat([torch.cat([second.real, second.imag], 1), torch.cat([-second.imag, second.real], 1)])
+        )
         twiddle = self._turns(k, j, self.size)
         self.keep("re", twiddle.real)
         self.keep("im", twiddle.imag)
@@ -111,7 +113,7 @@ def probabilities(logits, detector):
 
 def plain_scan(u, delta, A, B, C, D, z, bias, initial, softplus):
     """`reference_scan` for a graph: all but the recurrence is done for every step at once, channels last, which is how
-    they lie in memory. The recurrence is one node, which `unrolled` says the meaning of; outside an exporter it is void."""
+    they lie in memory. The recurrence is one node, whose meaning `unrolled` gives; outside an exporter it is void."""
     delta = delta if bias is None else delta + bias
     delta = delta.relu() + torch.log(1 + torch.exp(-delta.abs())) if softplus else delta  # softplus of fast operators
     decay = torch.exp(delta[:, :, None] * A.mT)  # (b, l, n, d)

@@ -1,8 +1,8 @@
 """A model with a carried state as a graph for one chunk of a stream, and what it must give: the same, all at once.
 
-The graph takes the next `chunk` samples and the state, a row of numbers (zeros at the start), and gives the scores of the
-last second and the next state. In the state lie the last samples, the borders of every convolution, the states of the
-Mamba blocks and the frames of the last second; so each frame is computed once.
+The graph takes the next `chunk` samples and the state, a row of numbers (zeros at the start), and gives the scores of
+the last second and the next state. In the state lie the last samples, the borders of every convolution, the states of
+the Mamba blocks and the frames of the last second; so each frame is computed once.
 
 A clip's features have a floor below its loudest frame: in a stream, below the loudest of the last second."""
 
@@ -62,13 +62,13 @@ class Tape:
 
 
 class StreamGraph(nn.Module):
-    """chunk (B, `chunk` samples), state (B, `size`) -> logits and probabilities (B, labels) of the second before, the
-    features of the chunk (B, frames, F) as the model sees them, and the next state.
+    """chunk (B, `chunk` samples), state (B, `size`) -> logits and probabilities (B, labels) of the second before, and
+    the next state.
 
     The first chunks speak of frames before the stream, which count as nothing. Raises KwsError for a model without
     a carried state."""
 
-    inputs, outputs = ("chunk", "state"), ("logits", "probabilities", "features", "next_state")
+    inputs, outputs = ("chunk", "state"), ("logits", "probabilities", "next_state")
 
     def __init__(self, spotter):
         super().__init__()
@@ -93,11 +93,11 @@ class StreamGraph(nn.Module):
         self.size, self.first = tape.at, tape.first
 
     def forward(self, chunk, state):
-        logits, features = self._run(chunk, tape := Tape(state))
-        return logits, probabilities(logits, self.detector), features, torch.cat(tape.kept, 1)
+        logits = self._run(chunk, tape := Tape(state))
+        return logits, probabilities(logits, self.detector), torch.cat(tape.kept, 1)
 
     def _run(self, chunk, tape):
-        x = features = self.normalise(self._features(chunk, tape))
+        x = self.normalise(self._features(chunk, tape))
         if not isinstance(self.model.frontend, LinearFrontEnd):
             x = x[:, None]
             for conv, after, pool in self._convolutions():
@@ -113,7 +113,7 @@ class StreamGraph(nn.Module):
             tape.keep(h * alive[..., None])
         x = tape.join(self.model.head.norm(x) * tape.valid(self.frames)[..., None], self.second - self.frames)
         heard = (tape.age * self.frames + tape.first + self.frames).clamp(1, self.second)
-        return self.model.head.classify(x.sum(1) / heard), features
+        return self.model.head.classify(x.sum(1) / heard)
 
     def _features(self, chunk, tape):
         front, padding = self.front, self.front.n_fft // 2 if self.front.center else 0
@@ -135,7 +135,9 @@ class StreamGraph(nn.Module):
             return [(layer[0], layer[1:], None) for layer in front.layers]
         pairs = [(stage, pool) for stage, pool in zip(front.stages, ((2, 2), (1, 2)))]
         return [
-            (stage[i], nn.Sequential(stage[i + 1], nn.SiLU()), pool if i else None) for stage, pool in pairs for i in (0, 2)
+            (stage[i], nn.Sequential(stage[i + 1], nn.SiLU()), pool if i else None)
+            for stage, pool in pairs
+            for i in (0, 2)
         ]
 
     def _convolution(self, x, conv, after, pool, tape):
@@ -150,20 +152,19 @@ class StreamGraph(nn.Module):
 
 
 @torch.no_grad()
-def at_once(spotter, wave):
-    """Logits (T, labels) of the second before each frame of the blocks, of a whole wave (N,), computed without any
-    chunks: what the graph must give. Frames at the end, which lack what comes after, are not to be compared."""
+def at_once(spotter, waves):
+    """Logits (B, T, labels) of the second before each frame of the blocks, of whole waves (B, N), computed without any
+    chunks: what the graph must give. The last frames lack what comes after them; they are not to be compared."""
     model, front = spotter.model, WaveToSpec(**spotter.frontend.options | {"pad_mode": "constant"})
-    x = levels(front, front.power(wave[None]))
+    x = levels(front, front.power(waves))
     if front.scale == "db":
         second = CLIP // front.hop_length
-        peaks = F.max_pool1d(F.pad(x.amax(2), (second, 0), value=-SILENT), second + 1, 1)
+        peaks = F.max_pool1d(F.pad(x.amax(2)[:, None], (second, 0), value=-SILENT), second + 1, 1)[:, 0]
         x = torch.maximum(x, peaks[..., None] - front.top_db)
     x, _ = model.frontend(spotter.normalise(x if front.kind == "mel" else x @ front.dct), None)
     for block in model.blocks:
         x = block(x)
-    graph = StreamGraph(spotter)
-    total = F.pad(model.head.norm(x)[0].double().cumsum(0), (0, 0, 1, 0))
-    ends = torch.arange(1, len(total))
-    starts = (ends - graph.second).clamp_min(0)
-    return model.head.classify(((total[ends] - total[starts]) / (ends - starts)[:, None]).float())
+    total = F.pad(model.head.norm(x).double().cumsum(1), (0, 0, 1, 0))
+    ends = torch.arange(1, total.shape[1])
+    starts = (ends - StreamGraph(spotter).second).clamp_min(0)
+    return model.head.classify(((total[:, ends] - total[:, starts]) / (ends - starts)[:, None]).float())
