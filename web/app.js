@@ -9,7 +9,7 @@ const kws = (window.kws = { events: [], decisions: 0, milliseconds: 0, error: nu
 // Thresholds of a detector are listed by false alarms an hour: take that for one. A classifier has none.
 function thresholdOf(card) {
   const listed = card.detector?.thresholds;
-  return listed ? (listed["1"] ?? Object.values(listed)[0]) : 3;
+  return listed ? (listed["1"] ?? Object.values(listed)[0]) : 1.5;
 }
 
 async function load() {

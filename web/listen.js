@@ -67,7 +67,7 @@ export class Graph {
 export class Rule {
   constructor(card, threshold) {
     Object.assign(this, { card, threshold });
-    this.refractory = card.detector?.refractory_s ?? 1;
+    this.refractory = card.detector?.refractory_s ?? 1.5;
     this.last = [];
     this.until = {};
   }
