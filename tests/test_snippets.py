@@ -10,7 +10,15 @@ import pytest
 
 from paper import pages
 
-DOCS = ("README.md", "docs/own_words.md", "docs/scan.md", "docs/results.md", "docs/reproduce.md", "docs/extending.md")
+DOCS = (
+    "README.md",
+    "docs/own_words.md",
+    "docs/scan.md",
+    "docs/results.md",
+    "docs/reproduce.md",
+    "docs/extending.md",
+    "docs/deploy.md",
+)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ THRESHOLD, REFRACTORY = 1.5, 1.5  # the page's own, of a classifier
 
 @pytest.fixture(scope="module")
 def site(root, tmp_path_factory):
-    """(address of the page, folder that is served): its files, a streaming graph of Mamba-Light, and no other server."""
+    """(address of the page, folder that is served): its files, and a streaming graph of Mamba-Light."""
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
     pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
     if not (root / "web/node_modules/onnxruntime-web").is_dir():
