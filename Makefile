@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 RUN = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" JUPYTER_PREFER_ENV_PATH=1 DVC_NO_ANALYTICS=1 $(VENV)/bin/python -m
 unexport PYTHONPATH PYTHONHOME JUPYTER_PATH
 
-PROFILES := quick subset commands beyond paper scan search
+PROFILES := quick subset long commands beyond paper scan search rates
 PIPELINE = $(if $(filter quick,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 # `make prove`: the commit whose code made the results, and the stages (default: all that are out of date).
 BEFORE ?= HEAD
@@ -23,7 +23,7 @@ NOTEBOOK = $(if $(filter scan,$(PROFILE)),05_scan scan read=../results/scan/scan
 	$(if $(filter beyond,$(PROFILE)),06_beyond subset out=..,04_paper $(PROFILE) out=..))
 
 .NOTPARALLEL:
-.PHONY: help env repro stale prove peers test lint figures pages page pipelines lock clean profile
+.PHONY: help env repro stale prove peers test torture lint figures pages page pipelines lock clean profile
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,7 @@ env: $(READY)  ## make .venv from the lock, requirements.txt
 # The quick profile's runs are short and take one thread each: as many go side by side as there are cores, four at most.
 # What they leave is for the last line, which would do it all alone.
 repro: profile $(READY)  ## repeat the runs, tables and figures, and report what was reproduced: PROFILE=quick (default), subset, …
+	@$(RUN) paper.profile $(if $(filter quick,$(PROFILE)),params.yaml,$(wildcard profiles/$(PROFILE)/params.yaml))
 ifeq ($(PROFILE),quick)
 	$(RUN) dvc repro corpus
 	$(RUN) dvc status dvc.yaml | sed -n 's/^\(train@.*\):$$/\1/p' | \
@@ -59,8 +60,11 @@ lint: $(READY)  ## check the format and the style of the code
 test: lint  ## run the tests and the notebooks
 	$(RUN) pytest --nbval --nbval-current-env --durations=10 -q tests $(wildcard notebooks)
 
+torture: $(READY)  ## try 20,000 damaged inputs, 200 kills, full disks, faulty servers: half an hour, results/torture.md
+	OMP_NUM_THREADS=1 $(RUN) paper.torture
+
 figures: profile $(READY)  ## draw the tables and figures again from the committed results, as PROFILE says
-	@case '$(PROFILE)' in search) echo "error: profile search has no figures; its table is results/search/trials.md" >&2; exit 2 ;; esac
+	@case '$(PROFILE)' in search|rates) echo "error: profile $(PROFILE) has no figures; its table is results/$(PROFILE)/trials.md" >&2; exit 2 ;; esac
 	$(RUN) paper.execute $(NOTEBOOK)
 
 pages: $(READY)  ## write README.md and docs/results.md again from their templates and the committed results
@@ -72,7 +76,7 @@ page: $(READY)  ## fetch what web/ needs, export Mamba-Light for it, and serve i
 	$(RUN) http.server --bind localhost --directory web 8000
 
 pipelines:  ## copy dvc.yaml to the profiles that share it
-	for profile in subset commands paper; do cp dvc.yaml profiles/$$profile/dvc.yaml; done
+	for profile in subset long commands paper; do cp dvc.yaml profiles/$$profile/dvc.yaml; done
 
 lock:  ## resolve pyproject.toml into requirements.txt; UPGRADE=--upgrade takes newer releases
 	@test -x $(VENV)/bin/uv || { $(NEW_VENV); }

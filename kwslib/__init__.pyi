@@ -33,6 +33,8 @@ from .models.spotters import mamba_mfcc_small as mamba_mfcc_small
 from .scan import selective_scan as selective_scan
 from .spotter import KeywordSpotter as KeywordSpotter
 from .spotter import load as load
+from .stream import Event as Event
+from .stream import Stream as Stream
 from .training.config import Config as Config
 from .training.config import load_config as load_config
 from .training.loop import train as train

@@ -1,4 +1,5 @@
-"""The command line, `kws pack`, `kws train` and so on, most of them also modules, as in `python -m kwslib.train`."""
+"""The command line: `kws pack | data | train | test | predict | listen | export | bench`, most also as modules, as in
+`python -m kwslib.train`."""
 
 import argparse
 import difflib
@@ -17,23 +18,47 @@ def parser_of(name, description, **options):
     return argparse.ArgumentParser(f"kws {name}", description=description, allow_abbrev=False, **options)
 
 
-def model_parser(name, description):
-    """A parser of what `test`, `predict` and `bench` share."""
+def model_parser(name, description, **positional):
+    """A parser of what `test`, `predict`, `listen` and `bench` share."""
     parser = parser_of(name, description)
     where = "checkpoint file, the folder that holds model.safetensors, or a pretrained name such as mamba_light"
-    parser.add_argument("checkpoint", help=where)
+    parser.add_argument("checkpoint", help=where, **positional)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default cpu)")
     return parser
+
+
+SOURCES = """sources:
+  synthetic        words that espeak-ng speaks
+  speech_commands  Speech Commands v0.02, downloaded to the folder that OUT is in
+  folder, zip, tar one folder a word, WORD/CLIP; or SPLIT/WORD/CLIP, where the splits are called train or training;
+                   validation, valid, val or dev; test or testing. A folder _background_noise_ holds noise
+  manifest         a table, .csv or .jsonl, also gzipped (.gz), with a header or keys of these:
+                     path     of a recording, from the manifest's folder
+                     word     empty or no column: the folder that holds the recording
+                     speaker  empty: as --speaker-from says
+                     split    training, validation or testing; empty: drawn from the speaker
+                     start    seconds; cuts a word out of a long recording, the second around the middle of
+                     end      start and end (empty: start + 1), the loudest second of a longer word
+
+splits: of 100 speakers about 80 train, 10 validate and 10 test, by a hash of the name, unless split folders, a
+manifest, or validation_list.txt and testing_list.txt (one WORD/CLIP a line) say otherwise.
+
+speakers: --speaker-from prefix takes a file's name up to the first _ or - (anna_01.wav); parent the folder that holds
+it (WORD/SPEAKER/CLIP); a regular expression what its first group finds in the path, as in 's[0-9]+' or '/([^/]+)_take'.
+Without it, the name up to _nohash_, or else the whole name."""
 
 
 def pack(argv=None):
     """Pack recordings, or synthetic speech, into a corpus."""
     from kwslib.data import corpus
 
-    parser = parser_of("pack", pack.__doc__)
-    parser.add_argument("source", help="synthetic, speech_commands, or a folder, zip or tar with one folder a word")
+    parser = parser_of("pack", pack.__doc__, epilog=SOURCES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="synthetic, speech_commands, a folder, zip or tar, or a manifest; see below")
     parser.add_argument("out", help="folder of the packed corpus")
     parser.add_argument("--words", type=lambda text: text.split(","), help="only these, with commas between")
+    parser.add_argument("--only", metavar="MANIFEST", help="take the paths that this manifest names, in its splits")
+    rule = "parent, prefix or a regular expression: how a path says who speaks"
+    parser.add_argument("--speaker-from", metavar="RULE", help=rule)
     parser.add_argument("--strict", action="store_true", help="refuse unreadable clips instead of skipping them")
     parser.add_argument("--workers", type=int, help="processes (default: one for each core)")
     parser.add_argument("--seed", type=int, default=0, help="of synthetic speech (default 0)")
@@ -48,6 +73,26 @@ def pack(argv=None):
         f"  {len(card['words'])} words; {card['noise_seconds']} s of noise; {card['short']} clips short, "
         f"{card['clipped']} clipped, {card['silent']} silent; {len(card['skipped'])} files skipped"
     )
+
+
+def data(argv=None):
+    """Show a packed corpus: counts, lengths, levels, and the clips that deserve a listen."""
+    from kwslib.data import survey
+    from kwslib.data.corpus import load_corpus
+    from kwslib.io import write_csv
+
+    parser = parser_of("data", data.__doc__)
+    parser.add_argument("corpus", help="folder of the packed corpus")
+    parser.add_argument("--figure", metavar="FILE", help="draw it, too (png, pdf or svg; needs kwslib[figures])")
+    parser.add_argument("--list", metavar="FILE", help="write all suspicious clips to this CSV file")
+    a = parser.parse_args(argv)
+    corpus = load_corpus(a.corpus)
+    found = survey.survey(corpus)
+    if a.figure:
+        survey.draw(corpus, found, a.figure)
+    print(*survey.report(corpus, found), sep="\n")
+    if a.list:
+        write_csv(a.list, found["suspects"], survey.COLUMNS)
 
 
 def train_parser():
@@ -118,6 +163,28 @@ def predict(argv=None):
         print(f"{file}: " + "  ".join(f"{label} {p:.1%}" for label, p in spotter.predict(file)[: a.top]))
 
 
+def listen(argv=None):
+    """Hear words in a microphone or a file, as they come."""
+    from kwslib.ears import EARS
+    from kwslib.listen import file_chunks, microphone
+    from kwslib.listen import listen as run
+    from kwslib.machine import threads
+    from kwslib.spotter import load
+
+    parser = model_parser("listen", listen.__doc__, nargs="?", default="mamba_light")
+    parser.add_argument("--wav", metavar="FILE", help="a sound file instead of the microphone")
+    parser.add_argument("--microphone", metavar="NAME", help="an input by sounddevice's name or number")
+    parser.add_argument("--rate", type=float, metavar="R", help="false alarms an hour: the card's threshold for it")
+    parser.add_argument("--threshold", type=float, help="log-odds at which a word is heard, instead of the card's")
+    parser.add_argument("--mode", choices=EARS, help="hear every window anew, or every frame once (see docs)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line: word, time in s, score")
+    a = parser.parse_args(argv)
+    number = a.microphone and a.microphone.isdecimal()
+    with threads(1):  # of operators so small, more threads only wait
+        stream = load(a.checkpoint, a.device).stream(mode=a.mode, threshold=a.threshold, alarms_per_hour=a.rate)
+        run(stream, file_chunks(a.wav) if a.wav else microphone(int(a.microphone) if number else a.microphone), a.json)
+
+
 def bench(argv=None):
     """Time a model from wave to logits: milliseconds of a batch of one-second clips, and clips a second."""
     import torch
@@ -159,7 +226,16 @@ def export(argv=None):
         print("int8: " + ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in card["int8"].items()))
 
 
-COMMANDS = {"pack": pack, "train": train, "test": test, "predict": predict, "bench": bench, "export": export}
+COMMANDS = {
+    "pack": pack,
+    "data": data,
+    "train": train,
+    "test": test,
+    "predict": predict,
+    "listen": listen,
+    "export": export,
+    "bench": bench,
+}
 
 
 def command(argv):

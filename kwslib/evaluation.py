@@ -28,6 +28,8 @@ def evaluate(checkpoint, corpus, results, profile=None, device="cpu"):
     docs/extending.md). Raises KwsError where the training is not finished, or the labels are not the corpus's."""
     spotter, corpus, results = load_model(checkpoint, device), load_corpus(corpus), Path(results)
     card, recipe, labels = spotter.card, spotter.card.get("recipe"), spotter.labels
+    if lacking := sorted({"recipe", "training", "validation", "corpus"} - card.keys()):
+        raise KwsError(f"checkpoint {checkpoint} has no {lacking[0]} in its card; test one that kws train wrote")
     if not card.get("finished"):
         stopped = f"checkpoint {checkpoint} is of a training that stopped after epoch {card['training']['epochs']}"
         raise KwsError(f"{stopped}; run the same training command again, which continues from there, and test then")

@@ -44,7 +44,10 @@ def pick_device(name):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if name == "mps" and not torch.backends.mps.is_available():
         raise KwsError("device is mps but this is no Mac that PyTorch can use; set device to auto or cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise KwsError(f"device {name!r} is not known; set it to auto, cpu, cuda or mps") from None
 
 
 def pick_precision(name, device):

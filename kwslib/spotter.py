@@ -2,7 +2,6 @@
 
 import os
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -68,6 +67,22 @@ class KeywordSpotter(TrainedModel):
         means = (total[ends] - total[starts]) / (ends - starts)[:, None]
         return (window + step * np.arange(len(ends))) / SAMPLE_RATE, means.float().numpy()
 
+    def stream(self, **how):
+        """A `kwslib.stream.Stream`, which hears this model's words in chunks of samples; how: its options."""
+        from kwslib.stream import Stream
+
+        return Stream(self, **how)
+
+    def spot(self, wave, sample_rate=None, **how):
+        """[Event(word, time, score), …]: every word in a recording of any length, each with its time in s.
+
+        wave, sample_rate: as for `predict`; of a long file, a minute is in memory. how: the options of
+        `kwslib.stream.Stream`, such as threshold."""
+        stream, found = self.stream(**how), []
+        for block in recording(wave, sample_rate):
+            found += stream.feed(block)
+        return found + stream.finish()
+
 
 def log_odds(logits, detector):
     """Logits (B, labels) -> log-odds (B, labels): a detector's logits are that, one sigmoid a label."""
@@ -85,10 +100,10 @@ def recording(wave, sample_rate):
             raise KwsError("sample_rate is None; predict needs the rate of the samples, in Hz")
         yield resample(wave, sample_rate)
         return
-    if not Path(wave).exists():
+    if not os.path.exists(wave):
         raise KwsError(f"{wave} does not exist; give the path of an audio file")
     try:
-        yield from (to_mono(block, "it") for block in stream(wave))
+        yield from stream(wave)
     except Unreadable as e:
         raise KwsError(f"{wave} cannot be read as audio ({e}); give a whole wav, flac, ogg or mp3 file") from None
 

@@ -19,7 +19,7 @@ import torch
 from kwslib.io import CLIP, SAMPLE_RATE, cli, write_json
 from paper.memory import peak_memory
 from paper.results import label_of
-from paper.timing import benchmark_model, benchmark_models, print_entry, spotter_of, timings
+from paper.timing import benchmark_model, benchmark_models, print_entry, spotter_of, timings, watch_load
 
 SECONDS = (1, 2, 4, 8, 16, 32, 64)
 LENGTH_MODELS = ("mamba_mfcc_small", "retnet", "kwt_1")  # a scan, retention in its parallel form, attention
@@ -32,12 +32,14 @@ def benchmark_paper(names="all", out=None, n_classes=35, seconds_budget=0.4, sma
 
     Arguments are those of paper.timing.benchmark_models. Raises KwsError for an unknown model.
     """
-    result = benchmark_models(names, n_classes, seconds_budget, small, show=show, measure=benchmark_with_memory)
-    seconds, budget = ((1, 2, 4), 0.01) if small else (SECONDS, seconds_budget / 2)
-    models = [name for name in LENGTH_MODELS if name in result["models"] or not small]
-    for device, part in (("cpu", result), ("cuda", result["gpu"])):
-        if part is not None:
-            part["length"] = benchmark_length(models, seconds, budget, device) if models else None
+    with watch_load() as load:
+        result = benchmark_models(names, n_classes, seconds_budget, small, show=show, measure=benchmark_with_memory)
+        seconds, budget = ((1, 2, 4), 0.01) if small else (SECONDS, seconds_budget / 2)
+        models = [name for name in LENGTH_MODELS if name in result["models"] or not small]
+        for device, part in (("cpu", result), ("cuda", result["gpu"])):
+            if part is not None:
+                part["length"] = benchmark_length(models, seconds, budget, device) if models else None
+    result |= load
     if out:
         write_json(out, result)
     return result

@@ -3,8 +3,9 @@
     python -m paper.comparisons subset
 
 writes results/subset/comparisons.json. Compared are every model with Mamba-Light and with Mamba-Mel Small, and the
-neighbours in rank. Seeds and speakers are resampled together (`statistics.mean_draws`); the p values of all these
-comparisons are one family, corrected by Holm.
+neighbours in rank, where both were trained for the same number of epochs (`results.by_epochs`). Seeds and speakers are
+resampled together (`statistics.mean_draws`); the p values of such a group are one family, corrected by Holm. Notebook 4
+writes the same file.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from pathlib import Path
 from statistics import mean
 
 from kwslib.io import KwsError, cli, write_json
-from paper.results import by_model, describe, label_of, load_runs, speaker_tables
+from paper.results import by_epochs, by_model, describe, epochs_of, label_of, load_runs, span, speaker_tables
 from paper.statistics import DRAWS, effective_clips, holm, interval_of, mean_draws, two_sided_p
 
 ANCHORS = ("mamba_light", "mamba_mel_small")
 FEWEST = 3  # seeds on each side: with fewer, how much seeds differ is not known, and there is no p
 LEVEL = 0.05
-SPEAKER = "3f2b358d"  # of Speech Commands V2: 20 of its test clips are nearly silent
+SPEAKER = "3f2b358d"  # of Speech Commands V2: its test clips are nearly silent, see paper.levels
 METHOD = (
     f"Difference of the means over seeds, in points; 95 % intervals and two-sided p by {DRAWS:,} bootstrap draws of "
     "seeds and test speakers together, the speakers the same for both sides; p corrected by Holm for all comparisons "
-    f"that have one. No p where a side has fewer than {FEWEST} seeds: that interval is over speakers and the few "
-    "seeds."
+    f"after the same epochs that have one. No p where a side has fewer than {FEWEST} seeds: that interval is over "
+    "speakers and the few seeds."
 )
 
 
@@ -72,43 +73,61 @@ def compare(groups, pairs, draws=DRAWS, seed=0):
     return found
 
 
-def without_speaker(runs, speaker=SPEAKER):
-    """model -> {clips, with, without}: its mean accuracy with and without one speaker, and how many clips that has.
+def without_speaker(groups, speaker=SPEAKER):
+    """model -> {clips, wrong, with, without}: its mean accuracy with and without one speaker, and how many clips that
+    has, and on how many of them a seed of the model is wrong. groups: see `known_groups`.
 
-    Models whose files do not have the counts, or not the speaker, are left out.
+    Models that were not tested on the speaker are left out.
     """
     found = {}
-    for model, tables in known_groups(runs).items():
+    for model, tables in groups.items():
         if all(speaker in table and len(table) > 1 for table in tables):
             rest = [{s: row for s, row in table.items() if s != speaker} for table in tables]
-            found[model] = {"clips": tables[0][speaker][1]}
+            right, clips = (mean(table[speaker][i] for table in tables) for i in (0, 1))
+            found[model] = {"clips": round(clips), "wrong": clips - right}
             found[model] |= {"with": mean(map(share, tables)), "without": mean(map(share, rest))}
     return found
 
 
 def compare_runs(runs):
-    """The content of comparisons.json. Raises KwsError where the files lack the counts of each speaker."""
-    groups = known_groups(runs)
-    if len(groups) < 2:
-        raise KwsError("fewer than two models have result files with test.by_speaker; test them again with kws test")
+    """The content of comparisons.json. Models whose files lack the counts of each speaker are under "not_known"."""
+    found = {"draws": DRAWS, "speakers": None, "models": [], "comparisons": []}
+    for part in by_epochs(runs).values():
+        trained = by_model(part)
+        if groups := known_groups(part):
+            found["speakers"] = len(next(iter(groups.values()))[0])
+            found["models"] += [summary(own, trained[model]) for model, own in groups.items()]
+            found["comparisons"] += [
+                entry | {"epochs": epochs_in_words(*(trained[model] for model in entry["models"]))}
+                for entry in compare(groups, pairs_of(groups))
+            ]
+    rest = {epochs: without_speaker(known_groups(part)) for epochs, part in by_epochs(runs).items()}
+    found["without_speaker"] = {"speaker": SPEAKER, "after_epochs": rest}
+    return found | {"not_known": sorted(set(by_model(runs)) - {entry["model"] for entry in found["models"]})}
+
+
+def summary(tables, own):
+    """What comparisons.json says of a model, of the tables of its runs `own`."""
     return {
-        "draws": DRAWS,
-        "speakers": len(groups[next(iter(groups))][0]),
-        "models": {
-            model: {
-                "seeds": len(own),
-                "accuracy": mean(map(share, own)),
-                "effective_n": mean(map(effective_clips, own)),
-            }
-            for model, own in groups.items()
-        },
-        "comparisons": compare(groups, pairs_of(groups)),
-        "without_speaker": {"speaker": SPEAKER, "models": without_speaker(runs)},
-        "not_known": sorted(set(by_model(runs)) - set(groups)),
+        "model": own[0]["model"],
+        "epochs": epochs_in_words(own),
+        "seeds": len(tables),
+        "accuracy": mean(map(share, tables)),
+        "effective_n": mean(map(effective_clips, tables)),
     }
 
 
+def epochs_in_words(*sides):
+    """How long the runs of each side were trained: "20", or "5 and 7"."""
+    return " and ".join(dict.fromkeys(span(epochs_of(own)) for own in sides))
+
+
 # -- in words
+
+
+def after_epochs(epochs):
+    """How a sentence about runs after `epochs` (text, or None where it is not known) begins."""
+    return f"After {epochs} epochs, " if epochs else ""
 
 
 def seeds_text(seeds):
@@ -143,6 +162,7 @@ def comparison_rows(entries):
             "p": p_text(e["p"]) if e["p"] is not None else "–",
             "p, corrected": p_text(e["holm"]) if e["holm"] is not None else "–",
             "seeds": "{} and {}".format(*e["seeds"]),
+            **({"epochs": e["epochs"]} if "epochs" in e else {}),
             "the first is": verdict(e),
         }
         for e in entries
@@ -153,12 +173,14 @@ def comparison_sentence(entry):
     """A comparison as a sentence with its numbers."""
     (ours, theirs), (low, high) = map(label_of, entry["models"]), (100 * end for end in entry["interval"])
     numbers = f"{100 * entry['difference']:+.2f} points ({low:+.2f} to {high:+.2f}"
+    after = after_epochs(entry.get("epochs"))
     if few := seeds_text(entry["seeds"]):
-        return f"{ours} minus {theirs}, {few}: {numbers}; no p)."
+        return f"{after}{ours} minus {theirs}, {few}: {numbers}; no p)."
     numbers += f", corrected p {'' if entry['holm'] < 0.001 else '= '}{p_text(entry['holm'])})"
     if verdict(entry) == "no significant difference":
-        return f"There is no significant difference between {ours} and {theirs}: {numbers}."
-    return f"{ours} is {verdict(entry)} than {theirs}: {numbers}."
+        none = f"{'there' if after else 'There'} is no significant difference"
+        return f"{after}{none} between {ours} and {theirs}: {numbers}."
+    return f"{after}{ours} is {verdict(entry)} than {theirs}: {numbers}."
 
 
 def comparison_tables(runs):
@@ -170,23 +192,31 @@ def comparison_tables(runs):
     groups, tables = known_groups(runs), {}
     if len(groups) > 1:
         caption = f"{METHOD} {describe([run for run in runs if run['model'] in groups])}"
-        tables["comparisons"] = comparison_rows(compare(groups, pairs_of(groups))), caption
-    if found := without_speaker(runs):
-        rows = [
-            {
-                "model": label_of(model),
-                "accuracy (%)": f"{100 * own['with']:.2f}",
-                f"without {SPEAKER} (%)": f"{100 * own['without']:.2f}",
-                "change (points)": f"{100 * (own['without'] - own['with']):+.2f}",
-            }
-            for model, own in found.items()
-        ]
-        clips = next(iter(found.values()))["clips"]
-        caption = (
-            f"Test accuracy with and without one speaker, {SPEAKER}, whose {clips} clips include nearly silent ones."
-        )
-        tables["without_speaker"] = DataFrame(rows), f"{caption} {describe(runs)}"
+        tables["comparisons"] = comparison_rows(compare_runs(runs)["comparisons"]), caption
+    rows = [
+        row
+        for epochs, part in by_epochs(runs).items()
+        for row in speaker_rows(without_speaker(known_groups(part)), epochs)
+    ]
+    if rows:
+        tables["without_speaker"] = DataFrame(rows), f"Test accuracy with and without one speaker. {describe(runs)}"
     return tables
+
+
+def speaker_rows(found, epochs):
+    """Rows of text of `without_speaker`."""
+    return [
+        {
+            "model": label_of(model),
+            "epochs": epochs,
+            "accuracy (%)": f"{100 * own['with']:.2f}",
+            f"without {SPEAKER} (%)": f"{100 * own['without']:.2f}",
+            "change (points)": f"{100 * (own['without'] - own['with']):+.2f}",
+            f"clips of {SPEAKER}": f"{own['clips']}",
+            "of these wrong": f"{own['wrong']:.1f}",
+        }
+        for model, own in found.items()
+    ]
 
 
 def main(argv=None):
@@ -196,6 +226,8 @@ def main(argv=None):
     a = parser.parse_args(argv)
     folder = Path(a.results) / a.profile
     found = compare_runs(load_runs(folder))
+    if not found["comparisons"]:
+        raise KwsError("fewer than two models have result files with test.by_speaker; test them again with kws test")
     write_json(folder / "comparisons.json", found)
     for entry in found["comparisons"]:
         print(comparison_sentence(entry))

@@ -20,11 +20,12 @@ from pathlib import Path
 
 from kwslib.data.corpus import pack
 from kwslib.evaluation import evaluate
-from kwslib.io import KwsError, cli, read_json, replacing
+from kwslib.io import KwsError, cli, replacing
 from kwslib.machine import pick_device
 from kwslib.models import MODELS
 from kwslib.training import train
 from paper.profile import Profile
+from paper.search import side_by_side
 
 
 def run_grid(params, out, models=None, seeds=None, corpus=None, root=".", **overrides):
@@ -59,36 +60,31 @@ def run_grid(params, out, models=None, seeds=None, corpus=None, root=".", **over
 
 def table(folder):
     """Markdown: the runs in <folder>/runs, one row a model, the best on the test split first."""
-    from pandas import DataFrame
 
-    from paper.writing import markdown  # it draws, too: a bare machine has no matplotlib
+    def rows_and_title(runs):
+        models = {}
+        for run in runs:
+            models.setdefault(run["model"], []).append(run)
 
-    runs = [read_json(path, "result file") for path in sorted((Path(folder) / "runs").glob("*.json"))]
-    if not runs:
-        raise KwsError(f"{folder}/runs holds no result; run the grid first")
-    models = {}
-    for run in runs:
-        models.setdefault(run["model"], []).append(run)
+        def percent(part, of):
+            return ", ".join(f"{100 * run[part]['accuracy']:.2f}" for run in of)
 
-    def percent(part, of):
-        return ", ".join(f"{100 * run[part]['accuracy']:.2f}" for run in of)
+        rows = [
+            {
+                "model": MODELS[of[0]["model"]].label,
+                "seeds": ", ".join(str(run["seed"]) for run in of),
+                "test (%)": percent("test", of),
+                "validation (%)": percent("validation", of),
+            }
+            for of in sorted(models.values(), key=lambda of: -sum(run["test"]["accuracy"] for run in of) / len(of))
+        ]
+        first = runs[0]
+        return rows, (
+            f"Test accuracy of each seed after {first['config']['epochs']} epochs, n = {first['test']['n']:,} clips, "
+            f"{len(first['labels'])} words; the weights are the best on validation, and the test split was read once."
+        )
 
-    ranked = sorted(models.values(), key=lambda of: -sum(run["test"]["accuracy"] for run in of) / len(of))
-    rows = [
-        {
-            "model": MODELS[of[0]["model"]].label,
-            "seeds": ", ".join(str(run["seed"]) for run in of),
-            "test (%)": percent("test", of),
-            "validation (%)": percent("validation", of),
-        }
-        for of in ranked
-    ]
-    first = runs[0]
-    return (
-        f"Test accuracy of each seed after {first['config']['epochs']} epochs, n = {first['test']['n']:,} clips, "
-        f"{len(first['labels'])} words; the weights are the best on validation, and the test split was read once. "
-        f"Corpus: {first['corpus']['name']}. {first['corpus']['attribution']}.\n\n{markdown(DataFrame(rows))}\n"
-    )
+    return side_by_side(folder, "runs", "result; run the grid first", rows_and_title)
 
 
 def main():

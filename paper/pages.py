@@ -1,9 +1,10 @@
-"""README.md and docs/results.md, whole, from their templates and the committed result files.
+"""README.md, docs/results.md and docs/published.md, whole, from their templates and the committed result files.
 
-    python -m paper.pages            writes both
+    python -m paper.pages            writes them
 
-The templates are paper/templates/*.md (Jinja2). No number in them is typed by hand: `fact("subset", "mamba_light",
-"test.accuracy")` reads a run, `scan("…")` the scan's benchmark, `table("results/…md")` a table with its caption.
+The templates are paper/templates/*.md (Jinja2). No number in them is typed by hand that a file holds: `fact("subset",
+"mamba_light", "test.accuracy")` reads a run, `scan("…")` the scan's benchmark, `table("results/…md")` a table with its
+caption, `published("facts.testing_list")` published.yaml, `claimed("models.retnet.claimed.accuracy")` claims.yaml.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kwslib.io import KwsError, cli, replacing
 from kwslib.models.registry import MODELS
-from paper import facts, results, scan_report
+from paper import deviations, facts, results, robustness_report, scan_report
+from paper.statistics import effective_clips
+from paper.writing import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-PAGES = {"README.md": "README.md", "results.md": "docs/results.md"}  # template -> page
+PAGES = {"README.md": "README.md", "results.md": "docs/results.md", "published.md": "docs/published.md"}
 
 
 def render(root=ROOT):
@@ -39,6 +42,7 @@ def render(root=ROOT):
 def readers(root):
     """The functions that templates call: each reads one thing from the repository `root`."""
     claims = results.load_claims()
+    stated = {"claims": facts.flat(claims, lists=True), "published": facts.flat(deviations.load_published())}
 
     @cache
     def held(profile):
@@ -60,11 +64,44 @@ def readers(root):
         known = held(profile)[0]
         return sorted((m for m in models if "seeds" in known.get(m, {})), key=lambda m: -known[m]["test.accuracy"])
 
+    def times(profile, key, model, other):
+        """How many times as much of a fact `other` has as `model`: "10"."""
+        known = held(profile)[0]
+        return f"{known[other][key] / known[model][key]:.2g}"
+
     def corpus(profile, key):
-        """Of the corpus: "clips.training", "attribution"; and the number of test clips, "n"."""
-        run = held(profile)[1][0]
-        found = facts.flat(run["corpus"]) | {"n": run["test"]["n"]}
+        """Of the corpus: "clips.training", "attribution"; of the runs: "n", "classes", "epochs" and "effective_n"."""
+        runs = held(profile)[1]
+        found = facts.flat(runs[0]["corpus"]) | {"n": runs[0]["test"]["n"], "classes": len(runs[0]["labels"])}
+        found |= {
+            "epochs": " or ".join(results.by_epochs(runs)),
+            "effective_n": worth(root / "results" / profile, runs),
+        }
         return f"{found[key]:,}" if isinstance(found[key], int) else found[key]
+
+    def quiet(key):
+        """Of the nearly silent speaker: see paper.levels."""
+        value = facts.flat(json.loads((root / "results/subset/levels.json").read_text()))[key]
+        return f"{value:.0f}" if isinstance(value, float) else facts.plain(value)
+
+    def fewest_missed(key):
+        """Of the stream's test with the fewest misses: "miss_rate" (per cent) or "alarms_per_hour"."""
+        streams = robustness_report.load_beyond(root / "results/subset")["streaming"]
+        tests = [way["test"] for stream in streams for way in stream["ways"].values() if "test" in way]
+        value = min(tests, key=lambda test: test["miss_rate"])[key]
+        return f"{100 * value:.0f}" if key == "miss_rate" else f"{value:.0f}"
+
+    def published(path):
+        """A number or text of published.yaml."""
+        return facts.plain(stated["published"][path])
+
+    def claimed(path):
+        """The same of claims.yaml."""
+        return facts.plain(stated["claims"][path])
+
+    def deviation_table():
+        df, caption = deviations.deviation_table()
+        return f"{caption}\n\n{markdown(df)}"
 
     def scan(key):
         """A number of the scan's benchmark: see scan_report.headline_numbers."""
@@ -85,8 +122,20 @@ def readers(root):
         """The size of a shipped model's file."""
         return f"{(root / 'kwslib/pretrained' / f'{model}.safetensors').stat().st_size / 1e6:.1f} MB"
 
-    return {"fact": fact, "measured": measured, "corpus": corpus, "scan": scan, "table": table, "size": size,
-            "label": lambda model: MODELS[model].label}  # fmt: skip
+    return {"fact": fact, "measured": measured, "times": times, "corpus": corpus, "quiet": quiet, "scan": scan,
+            "fewest_missed": fewest_missed, "published": published, "claimed": claimed, "table": table, "size": size,
+            "deviations": deviation_table, "label": lambda model: MODELS[model].label,
+            "trained_on": lambda profile: results.trained_on(held(profile)[1])}  # fmt: skip
+
+
+def worth(folder, runs):
+    """What the test clips of a results folder are worth ("351 to 685"): by its runs or, where their files are older
+    than these counts, by the tests of robustness, which are of the same clips.
+    """
+    tables = [run["test"]["by_speaker"] for run in runs if run["test"].get("by_speaker")]
+    entries = robustness_report.load_beyond(folder)["robustness"]
+    tables = tables or [table for own in robustness_report.speaker_groups(entries).values() for table in own]
+    return results.span({round(effective_clips(table)) for table in tables}) if tables else "not known"
 
 
 def main(argv=None):

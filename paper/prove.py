@@ -96,7 +96,7 @@ def training_of(profile, kind, name, root):
     """(recipe, corpus folder, threads, first row of the history or None) of a training stage's committed result."""
     results = root / "results" / profile
     timing = read_json(results / "timing" / f"{name}.json", "timing")
-    if kind == "train":
+    if kind in ("train", "again"):
         recipe = read_json(results / "runs" / f"{name}.json", "result file")["config"]
         row = read_csv(results / "history" / f"{name}.csv")[0]
         row = {key: row[key] for key in EPOCH}
@@ -200,7 +200,7 @@ for batch, length, channels in ((1, 31, 128), (64, 31, 128), (64, 63, 384)):
 print(json.dumps({"bits": digest.hexdigest(), "ms": ms}))
 """
 
-PROOFS = {"train": prove_training, "trial": prove_training, "taught": prove_training,
+PROOFS = {"train": prove_training, "again": prove_training, "trial": prove_training, "taught": prove_training,
           "robustness": prove_reading, "streaming": prove_reading, "scan": prove_scan}  # fmt: skip
 
 

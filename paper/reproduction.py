@@ -20,6 +20,7 @@ from pathlib import Path
 
 from kwslib.io import KwsError, cli, write_json
 from kwslib.machine import machine
+from paper.facts import flat
 
 PER_MACHINE = (
     "timing/",
@@ -27,6 +28,7 @@ PER_MACHINE = (
     "notebooks/",
     "proofs/",
     "tables/",
+    "comparisons.json",
     "reproduction.json",
     "trials.md",
     "beyond/",
@@ -38,24 +40,15 @@ TOLERANCE = (
 )
 
 
-def leaves(value, path=""):
-    """Every number, text and truth value in nested dicts and lists, with its path."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        yield path, value
-        return
-    for key, child in items:
-        yield from leaves(child, f"{path}.{key}".lstrip("."))
-
-
 def numbers(name, text):
     """{path: value} of a result file's numbers."""
     if name.endswith(".csv"):
         rows = list(csv.DictReader(io.StringIO(text)))
         found = {f"{i}.{key}": float(value) for i, row in enumerate(rows, 1) for key, value in row.items() if value}
     else:
-        found = dict(leaves(json.loads(text)))
-    return {key: v for key, v in found.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        found = flat(json.loads(text), lists=True)
+    kept = {key: v for key, v in found.items() if not key.endswith("training.resumed")}  # how often it was killed
+    return {key: v for key, v in kept.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
 def judge(path, old, new):

@@ -76,6 +76,22 @@ def by_model(entries):
     return groups
 
 
+def epochs_of(runs):
+    """The numbers of epochs that runs were trained for, a set."""
+    return {run["training"]["epochs"] for run in runs}
+
+
+def by_epochs(runs):
+    """Epochs in words ("20", or "5 to 7") -> the runs that may stand in one column.
+
+    Where a model has been run for different numbers of epochs, each number is a group of its own; else every model was
+    trained as long as its recipe says, and all are one group.
+    """
+    if not any(len(epochs_of(own)) > 1 for own in by_model(runs).values()):
+        return {span(epochs_of(runs)): runs} if runs else {}
+    return {f"{n:,}": [run for run in runs if epochs_of([run]) == {n}] for n in sorted(epochs_of(runs))}
+
+
 def speaker_tables(own):
     """{speaker: [right, clips]} of each of a model's runs; None where a run's file is older than these counts."""
     tables = [run["test"].get("by_speaker") for run in own]
@@ -126,13 +142,14 @@ def describe(runs):
     """Caption part: corpus, n and effective n, epochs, seeds, meaning of the interval."""
     if not runs:
         return "No run has finished yet."
-    test, counts = runs[0]["test"], {len(own) for own in by_model(runs).values()}
+    test, groups = runs[0]["test"], by_epochs(runs)
+    counts = {len(own) for part in groups.values() for own in by_model(part).values()}
     over = "seeds and speakers together" if max(counts) > 1 else "speakers"
     over += " (speakers alone where there is one seed)" if min(counts) == 1 < max(counts) else ""
     return (
         f"{source(runs)} n = {test['n']:,} test clips of {test['speakers']:,} speakers "
         f"({effective_phrase(run['test']['by_speaker'] for run in runs if run['test'].get('by_speaker'))}), "
-        f"{len(runs[0]['labels'])} classes; after {span({run['training']['epochs'] for run in runs})} epochs; "
+        f"{len(runs[0]['labels'])} classes; after {' or '.join(groups)} epochs; "
         f"{seeds_phrase(counts)}; 95 % intervals of the mean by resampling {over}."
     )
 
@@ -143,7 +160,11 @@ def timed_on(benchmark):
         return "No benchmark has been run."
     machine = benchmark["machine"]
     gpu = f" and {machine['gpu']}" if machine.get("gpu") and benchmark.get("gpu") else ""
-    return f"Timed on {machine['cpu']}, {machine['cores']} cores{gpu}, PyTorch {machine['torch']}."
+    on = f"Timed on {machine['cpu']}, {machine['cores']} cores{gpu}, PyTorch {machine['torch']}."
+    if not benchmark.get("loaded"):
+        return on
+    most = max(value for key, value in benchmark["load"].items() if key != "limit" and value is not None)
+    return f"{on} The machine was loaded: other programs used up to {most:.1f} cores, so these times are not sound."
 
 
 def trained_on(runs):

@@ -8,7 +8,15 @@ from statistics import stdev
 import numpy as np
 
 from kwslib.io import read_json
-from paper.comparisons import METHOD, compare, comparison_rows, comparison_sentence
+from paper.comparisons import (
+    METHOD,
+    SPEAKER,
+    after_epochs,
+    compare,
+    comparison_rows,
+    comparison_sentence,
+    without_speaker,
+)
 from paper.results import by_model, corpus_name, effective_phrase, label_of, seeds_phrase, source
 from paper.statistics import interval_of, mean_draws
 
@@ -17,9 +25,32 @@ WAYS = {"windows": "windows", "carried": "carried state"}
 
 
 def load_beyond(results):
-    """{"robustness": [...], "streaming": [...]}: the content of the files of a results folder, sorted by name."""
-    kinds = ("robustness", "streaming")
-    return {kind: [read_json(p, kind) for p in sorted((Path(results) / kind).glob("*.json"))] for kind in kinds}
+    """{"robustness": [...], "streaming": [...]}: the content of the files of a results folder, sorted by name.
+
+    "epochs" of each is how long its model was trained, None where the file of its run is not there.
+    """
+    found = {}
+    for kind in ("robustness", "streaming"):
+        paths = sorted((Path(results) / kind).glob("*.json"))
+        found[kind] = [read_json(path, kind) | {"epochs": trained_for(path)} for path in paths]
+    return found
+
+
+def trained_for(path):
+    """The epochs of the run that a result file is about: <model>-<seed>.json, or <profile>-<model>-<seed>.json."""
+    profile, _, name = path.name.partition("-")
+    for run in (path.parents[1] / "runs" / path.name, path.parents[2] / profile / "runs" / name):
+        if run.is_file():
+            return read_json(run, "run")["training"]["epochs"]
+    return None
+
+
+def groups_of(entries):
+    """Epochs -> the entries of models that were trained for as many: no others are compared."""
+    groups = {}
+    for entry in sorted(entries, key=lambda e: e.get("epochs") or 0):
+        groups.setdefault(entry.get("epochs"), []).append(entry)
+    return groups
 
 
 def task_of(stream):
@@ -73,9 +104,13 @@ def table_of(entry):
 
 
 def comparisons(entries, chosen):
-    """`chosen` against every other model on the clean clips: see `comparisons.compare`."""
-    groups = speaker_groups(entries)
-    return compare(groups, [(chosen, model) for model in groups if model != chosen])
+    """`chosen` against every other model on the clean clips, after the same epochs: see `comparisons.compare`."""
+    found = []
+    for epochs, part in groups_of(entries).items():
+        groups = speaker_groups(part)
+        pairs = [(chosen, model) for model in groups if model != chosen and chosen in groups]
+        found += [entry | {"epochs": epochs and f"{epochs}"} for entry in compare(groups, pairs)]
+    return found
 
 
 def robustness_tables(found, chosen="mamba_light"):
@@ -92,12 +127,19 @@ def robustness_tables(found, chosen="mamba_light"):
 def about_clips(entries):
     """Caption part: the corpus and the clips, and what the numbers are."""
     clean, groups = entries[0]["clean"], speaker_groups(entries)
+    counts = {len(own) for part in groups_of(entries).values() for own in by_model(part).values()}
     return (
         f"{source(entries)} n = {clean['n']:,} test clips of {clean['speakers']:,} speakers "
-        f"({effective_phrase(table for own in groups.values() for table in own)}); "
-        f"{seeds_phrase({len(own) for own in groups.values()})}; 95 % intervals of the mean by resampling seeds and "
-        "speakers, speakers alone where there is one seed."
+        f"({effective_phrase(table for own in groups.values() for table in own)}); {epochs_phrase(entries)}"
+        f"{seeds_phrase(counts)}; 95 % intervals of the mean by resampling seeds and speakers, speakers alone where "
+        "there is one seed."
     )
+
+
+def epochs_phrase(entries):
+    """Caption part: after how many epochs; nothing where that is not known."""
+    known = sorted(epochs for epochs in groups_of(entries) if epochs)
+    return f"after {' or '.join(f'{epochs:,}' for epochs in known)} epochs; " if known else ""
 
 
 def conditions_table(entries):
@@ -105,10 +147,11 @@ def conditions_table(entries):
     from pandas import DataFrame
 
     on, rows = f", {corpus_name(entries)} (%)", []
-    for e in over_seeds(entries):
+    for e in (mean for part in groups_of(entries).values() for mean in over_seeds(part)):
         row = {
             "model": label_of(e["model"]),
             "seeds": str(e["seeds"]),
+            "epochs": str(e.get("epochs") or "not known"),
             f"clean{on}": percent(e["clean"], e["std"], True),
         }
         row |= {f"{NOISES[kind]}, 0 dB{on}": f"{percent(by['0'])} {seen(e, kind)}" for kind, by in e["snr"].items()}
@@ -161,13 +204,13 @@ def streaming_table(streams):
             row = {
                 "model": label_of(s["model"]),
                 "trained on": task_of(s),
+                "epochs": str(s.get("epochs") or "not known"),
                 "listening": WAYS[way],
                 "missed, validation (%)": f"{100 * validation['miss_rate']:.1f}",
                 "false alarms/h, validation": f"{validation['alarms_per_hour']:.2f}",
                 "missed, test (%)": f"{100 * test['miss_rate']:.1f} [{low:.1f}–{high:.1f}]",
                 "false alarms/h, test": f"{test['alarms_per_hour']:.2f}",
                 "median delay (s)": f"{test['delay_s']:.2f}" if test["delay_s"] is not None else "–",
-                "missed at 10 false alarms/h, test (%)": f"{100 * missed_at(w['curve'], 10):.1f}",
                 "keywords": f"{test['n']:,}",
                 "speakers": f"{test['speakers']:,}",
             }
@@ -181,55 +224,80 @@ def streaming_table(streams):
     )
 
 
-def missed_at(curve, alarms):
-    """The lowest miss rate of a curve at no more than `alarms` false alarms an hour."""
-    return min((p["miss_rate"] for p in curve if p["alarms_per_hour"] <= alarms), default=1.0)
-
-
 def findings(found, chosen="mamba_light"):
-    """What the results show, in Markdown sentences, each with its numbers, unfavourable ones included."""
-    entries = over_seeds(found["robustness"])
+    """What the results show, in Markdown sentences, each with its numbers and epochs, unfavourable ones included."""
+    lines = [
+        f"{after_epochs(epochs)}{line}"
+        for epochs, part in groups_of(found["robustness"]).items()
+        for line in condition_sentences(part)
+    ]
+    lines += map(comparison_sentence, comparisons(found["robustness"], chosen))
+    lines += [stream_sentence(s, way) for s in found["streaming"] for way in s["ways"] if "test" in s["ways"][way]]
+    return "\n".join(f"- {line[0].upper()}{line[1:]}" for line in lines)
+
+
+def condition_sentences(part):
+    """What the robustness of models that were trained for the same epochs shows."""
+    entries = over_seeds(part)
     best = max(entries, key=lambda e: e["clean"]["accuracy"])
+    worth = effective_phrase(table for own in speaker_groups(part).values() for table in own)
     lines = [
         f"{named(best)} has the highest test accuracy, {percent(best['clean'], best['std'], True)} % "
-        f"(n = {best['clean']['n']:,}; seeds: {best['seeds']})."
+        f"(n = {best['clean']['n']:,}, {worth}; seeds: {best['seeds']}).",
+        *speaker_sentences(part),
     ]
-    if any(e["model"] == chosen for e in entries):
-        lines += map(comparison_sentence, comparisons(found["robustness"], chosen))
     for kind in entries[0]["snr"]:
         first, last = extremes((e["snr"][kind]["0"]["accuracy"], e) for e in entries)
         lines.append(
-            f"In {NOISES[kind]} at 0 dB, {named(last)} has the highest accuracy, "
+            f"in {NOISES[kind]} at 0 dB, {named(last)} has the highest accuracy, "
             f"{percent(last['snr'][kind]['0'])} % {seen(last, kind)}, and {named(first)} the lowest, "
             f"{percent(first['snr'][kind]['0'])} % {seen(first, kind)}."
         )
     gain = {e["model"]: e["cut"]["0.5"]["masked"]["accuracy"] - e["cut"]["0.5"]["padded"]["accuracy"] for e in entries}
     least, most = extremes((value, model) for model, value in gain.items())
     lines.append(
-        f"On half a second of sound, masking the padding changes the accuracy by {100 * gain[least]:+.2f} "
+        f"on half a second of sound, masking the padding changes the accuracy by {100 * gain[least]:+.2f} "
         f"({label_of(least)}) to {100 * gain[most]:+.2f} points ({label_of(most)})."
     )
     least, most = extremes((e["calibration"]["error"], e) for e in entries)
     lines.append(
-        f"The calibration error ranges from {least['calibration']['error']:.3f}, {named(least)}, to "
+        f"the calibration error ranges from {least['calibration']['error']:.3f}, {named(least)}, to "
         f"{most['calibration']['error']:.3f}, {named(most)}; with a temperature fitted on validation it "
         f"is at most {max(e['calibration']['error_scaled'] for e in entries):.3f}."
     )
     if known := [(e["open_set"]["area"], e) for e in entries if "open_set" in e]:
         least, most = extremes(known)
         lines.append(
-            f"Rejecting unknown words by its confidence, {named(most)} has the largest area under the curve, "
+            f"rejecting unknown words by its confidence, {named(most)} has the largest area under the curve, "
             f"{most['open_set']['area']:.3f}, and {named(least)} the smallest, {least['open_set']['area']:.3f}."
         )
-    lines += [
-        f"In {w['test']['hours']:g} h of synthetic stream, {label_of(s['model'])} trained on {task_of(s)} "
-        f"({WAYS[way]}) misses {100 * w['test']['miss_rate']:.1f} % of {w['test']['n']:,} keywords at "
-        f"{w['test']['alarms_per_hour']:.2f} false alarms an hour."
-        for s in found["streaming"]
-        for way, w in s["ways"].items()
-        if "test" in w
+    return lines
+
+
+def speaker_sentences(part):
+    """What one nearly silent speaker of the test changes, where it is in the test."""
+    found = without_speaker(speaker_groups(part))
+    if not found:
+        return []
+    least, most = (found[model] for model in extremes((own["wrong"], model) for model, own in found.items()))
+    low, high = extremes((own["without"] - own["with"], own) for own in found.values())
+    best = max(found, key=lambda model: found[model]["without"])
+    return [
+        f"the models are wrong on {least['wrong']:.3g} to {most['wrong']:.3g} of the {least['clips']} test clips of "
+        f"speaker {SPEAKER}; without these, accuracies are {100 * (low['without'] - low['with']):.2f} to "
+        f"{100 * (high['without'] - high['with']):.2f} points higher, and the highest is "
+        f"{100 * found[best]['without']:.2f} %, {label_of(best)}."
     ]
-    return "\n".join(f"- {line}" for line in lines)
+
+
+def stream_sentence(stream, way):
+    """Misses and false alarms of one model and way of listening."""
+    test = stream["ways"][way]["test"]
+    return (
+        f"{after_epochs(stream.get('epochs'))}in {test['hours']:g} h of synthetic stream, {label_of(stream['model'])} "
+        f"trained on {task_of(stream)} ({WAYS[way]}) misses {100 * test['miss_rate']:.1f} % of {test['n']:,} keywords "
+        f"of {test['speakers']:,} speakers at {test['alarms_per_hour']:.2f} false alarms an hour."
+    )
 
 
 def extremes(pairs):

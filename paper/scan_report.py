@@ -7,14 +7,21 @@ from math import floor, log10
 import numpy as np
 from pandas import DataFrame
 
-from paper.results import label_of
+from paper.benchmark_training import BATCH
+from paper.results import label_of, timed_on
 
 NAMES = {
     "kwslib": "kwslib (this work)",
+    "cpp": "C++ extension, ours",
     "mamba_ssm": "mamba_ssm, reference",
     "mambapy": "mambapy, parallel scan",
     "transformers": "transformers, loop",
+    "associative_scan": "PyTorch, associative_scan",
+    "compiled_loop": "plain loop, compiled",
+    "compiled_mambapy": "mambapy, compiled",
+    "compiled_associative_scan": "associative_scan, compiled",
 }
+PACKAGES = ("mamba_ssm", "mambapy", "transformers", "associative_scan")  # what a reader could install instead
 MODES = {"forward": "forward", "both": "forward + backward"}
 
 
@@ -42,7 +49,7 @@ def training_rows(result, mode="both"):
 
 
 def headline_numbers(result):
-    """The few numbers that say how fast it is: name -> value. A ratio is a peer's time over kwslib's."""
+    """The few numbers that say how fast it is: name -> value. A ratio is a peer's median time over kwslib's."""
     numbers, n = {}, most_threads(result)
     one_clip = [row for row in result["scan"] if (row["mode"], row["batch"], row["length"]) == ("forward", 1, 31)]
     sets = {
@@ -50,9 +57,11 @@ def headline_numbers(result):
         "clip": [speedups(row, "1") for row in one_clip],
     }
     for name, rows in sets.items():
-        fastest = [min(ratios.values()) for ratios in rows if ratios]
-        reference = [ratios["mamba_ssm"] for ratios in rows if "mamba_ssm" in ratios]
-        for peer, values in (("fastest_peer", fastest), ("mamba_ssm", reference)):
+        packages = [{peer: ratio for peer, ratio in ratios.items() if peer in PACKAGES} for ratios in rows]
+        found = {peer: [ratios[peer] for ratios in rows if peer in ratios] for peer in ("cpp", "mamba_ssm")}
+        found["fastest_peer"] = [min(ratios.values()) for ratios in rows if ratios]
+        found["fastest_package"] = [min(ratios.values()) for ratios in packages if ratios]
+        for peer, values in found.items():
             if values:
                 numbers |= {
                     f"{name}.{peer}.least": min(values),
@@ -67,11 +76,14 @@ def headline_numbers(result):
             if shares := [row["share"][n][unit] for row in rows if n in row.get("share", {})]:
                 numbers[f"share.{mode}.{unit}"] = 100 * float(np.median(shares))
     for name, m in result["models"].items():
-        numbers |= {
-            f"{name}.training": m["clips_per_second"] / m["plain_clips_per_second"],
-            f"{name}.latency": m["plain_latency_ms"] / m["latency_ms"],
-            f"{name}.clips_per_second": m["clips_per_second"],
-        }
+        if "clips_per_second" in m:  # a file from before the changes were timed one by one
+            numbers[f"{name}.training"] = m["clips_per_second"] / m["plain_clips_per_second"]
+            continue
+        ways = list(m["training"].values())
+        numbers[f"{name}.clips_per_second"] = 1000 * BATCH / ways[-1]["p50"]
+        numbers[f"{name}.latency"] = m["latency"]["reference"]["p50"] / m["latency"]["kwslib"]["p50"]
+        if len(ways) > 1:
+            numbers[f"{name}.training"] = ways[0]["p50"] / ways[-1]["p50"]
     numbers |= {
         f"ms.{mode}.{b}.{length}.{c}": row["ms"][n]["kwslib"]
         for mode, b, length, c in (("both", 64, 31, 128), ("both", 64, 63, 256), ("forward", 1, 31, 128))
@@ -81,9 +93,9 @@ def headline_numbers(result):
 
 
 def scan_timed_on(result):
-    """Caption part: the machine, and the peers that were not run."""
-    m, missing = result["machine"], "; ".join(f"{name} not run ({why})" for name, why in result["missing"].items())
-    return f"Timed on {m['cpu']}, {m['cores']} cores, PyTorch {m['torch']}. {missing}".strip()
+    """Caption part: the machine, whether it was busy, and the peers that were not run."""
+    missing = "; ".join(f"{NAMES[name]}: not run ({why})" for name, why in result["missing"].items())
+    return f"Medians. {timed_on(result)} {missing + '.' if missing else ''}".strip()
 
 
 def plain(value, digits=3):
@@ -95,8 +107,13 @@ def plain(value, digits=3):
 
 
 def scan_tables(result):
-    """name -> (DataFrame, caption): scan, one row for each shape; scan_models, one for each model."""
-    return {"scan": scan_table(result), "scan_models": models_table(result)}
+    """name -> (DataFrame, caption): every shape, every side at a few shapes, whole models, and their training."""
+    return {
+        "scan": scan_table(result),
+        "scan_sides": sides_table(result),
+        "scan_models": models_table(result),
+        "scan_training": training_table(result),
+    }
 
 
 def scan_table(result):
@@ -115,7 +132,7 @@ def scan_table(result):
             "kwslib, 1 thread (ms)": plain(row["ms"]["1"]["kwslib"]),
         }
         for peer in NAMES:
-            if peer != "kwslib":
+            if peer != "kwslib" and not peer.startswith("compiled"):  # these have a table of their own
                 shown[f"{NAMES[peer]} (×)"] = f"{ratios[peer]:.1f}" if peer in ratios else "not run"
         shown |= {
             "kwslib (MB)": f"{row['mb']['kwslib'] or 0:.1f}",
@@ -132,51 +149,120 @@ def scan_table(result):
     )
 
 
+def sides_table(result):
+    """Every side at the shapes where all were run: medians with quartiles, calls, seconds of compiling, differences."""
+    rows = [
+        row for row in result["scan"] if any(name.startswith("compiled") for name in row["ms"][most_threads(result)])
+    ]
+    rows = rows or [row for row in (row_of(result, mode, batch=1) for mode in MODES) if row]
+    found = [
+        {
+            "pass": MODES[row["mode"]],
+            "batch × length × channels": f"{row['batch']} × {row['length']} × {row['channels']}",
+            "threads": n,
+            "side": NAMES[name],
+            "median (ms)": plain(ms),
+            "quartiles (ms)": " to ".join(map(plain, row["quartiles"][n][name])),
+            "calls": str(row["calls"][n]),
+            "compiling (s)": f"{row['compile_s'][n][name]:.0f}" if name in row["compile_s"][n] else "–",
+            "largest difference from kwslib": f"{row['difference'][name][0]:.1e}",
+        }
+        for row in rows
+        for n in row["ms"]
+        for name, ms in sorted(row["ms"][n].items(), key=lambda side: side[1])
+    ]
+    built = "".join(f" The C++ extension took {s:.0f} s to build." for s in result["compile_s"].values())
+    return DataFrame(found), (
+        "Every side at a few shapes, the fastest first. All are called equally often, in turns; the times are without "
+        "compiling. The difference is the largest of any number, in the output or, with backward, in a gradient."
+        f"{built} {scan_timed_on(result)}"
+    )
+
+
 def models_table(result):
-    """Whole models: training and latency with kwslib and as published, and the parts of a training step."""
+    """Whole models: training with kwslib, latency with it and with the plain scan, the parts of a training step."""
     rows = [
         {
             "model": label_of(name),
-            "training, clips/s": f"{m['clips_per_second']:.0f}",
-            "as published, clips/s": f"{m['plain_clips_per_second']:.1f}",
-            "training, ×": f"{m['clips_per_second'] / m['plain_clips_per_second']:.1f}",
-            "one clip, ms": f"{m['latency_ms']:.2f}",
-            "as published, ms": f"{m['plain_latency_ms']:.2f}",
-            "one clip, ×": f"{m['plain_latency_ms'] / m['latency_ms']:.1f}",
+            "training, clips/s": f"{1000 * BATCH / list(m['training'].values())[-1]['p50']:.0f}",
+            **{
+                f"one clip, {side}, ms (quartiles)": f"{t['p50']:.2f} ({t['p25']:.2f} to {t['p75']:.2f})"
+                for side, t in (("kwslib", m["latency"]["kwslib"]), ("plain scan", m["latency"]["reference"]))
+            },
+            "one clip, ×": f"{m['latency']['reference']['p50'] / m['latency']['kwslib']['p50']:.1f}",
             **{f"{kind}, % of a step": f"{100 * share:.0f}" for kind, share in m["profile"].items()},
         }
         for name, m in result["models"].items()
     ]
     return DataFrame(rows), (
-        "Whole models: the training loop at batch 64, and the latency of one clip on one thread, beside the same model "
-        "as the paper's code runs it (plain scan, float32, clip-by-clip features in DataLoader workers); and where the "
-        f"time of a training step goes. {scan_timed_on(result)}"
+        f"Whole models: the training loop at batch {BATCH}; the latency of one clip on one thread, in float32, with "
+        "kwslib's scan and with the plain PyTorch scan; and where the time of a training step goes. "
+        f"{scan_timed_on(result)}"
+    )
+
+
+def ablations(result):
+    """model -> {way: quartiles} of those that were trained in more than one way."""
+    return {name: m["training"] for name, m in result["models"].items() if len(m["training"]) > 1}
+
+
+def training_table(result):
+    """One change to the training after the other: the time of a step, and what the change gains."""
+    rows = []
+    for name, ways in ablations(result).items():
+        before = first = next(iter(ways.values()))
+        for way, found in ways.items():
+            rows.append({
+                "model": label_of(name),
+                "way": way,
+                "a step (ms)": plain(found["p50"]),
+                "quartiles (ms)": f"{plain(found['p25'])} to {plain(found['p75'])}",
+                "steps": str(found["calls"]),
+                "faster than the way above (×)": f"{before['p50'] / found['p50']:.2f}",
+                "faster than the first way (×)": f"{first['p50'] / found['p50']:.2f}",
+            })  # fmt: skip
+            before = found
+    return DataFrame(rows), (
+        f"Training, batch {BATCH}: from the plain PyTorch scan in float32, with features clip by clip in DataLoader "
+        "workers, to kwslib's loop, one change on top of the other. The ways take turns in rounds; start-up and "
+        f"warm-up are not timed. {scan_timed_on(result)}"
     )
 
 
 def scan_findings(result):
-    """What the benchmark shows, in Markdown sentences."""
-    numbers, lines = headline_numbers(result), []
+    """What the benchmark shows, in Markdown sentences. "Fastest" is said of what was measured."""
+    numbers, lines, n = headline_numbers(result), [], most_threads(result)
+    peers = {
+        "cpp": "our C++ extension",
+        "fastest_package": "the fastest of the packages, not compiled,",
+        "mamba_ssm": "mamba_ssm's reference",
+    }
     for what, title in (("training", "Forward and backward at training shapes"), ("clip", "Forward on one clip")):
-        for peer, name in (("fastest_peer", "the fastest peer"), ("mamba_ssm", "mamba_ssm's reference")):
+        for peer, name in peers.items():
             if f"{what}.{peer}.median" in numbers:
                 least, middle, most = (numbers[f"{what}.{peer}.{key}"] for key in ("least", "median", "most"))
                 lines.append(
                     f"{title}, {name} takes {plain(least, 2)} to {plain(most, 2)} times as long as kwslib "
                     f"(median {plain(middle, 2)})."
                 )
-    if not lines:
+    compared = [row["ms"][n] for row in result["scan"] if len(row["ms"].get(n, {})) > 1]
+    first = [min(ms, key=ms.get) for ms in compared]
+    if compared:
+        won = ", ".join(f"{NAMES[name]} in {first.count(name)}" for name in NAMES if name in first)
+        lines.append(f"Of the sides that were measured, the fastest in each of {len(compared)} rows: {won}.")
+    else:
         lines.append("No peer was run, so there is nothing to compare with.")
     time, memory = (numbers[f"length.both.{what}"] for what in ("time", "memory"))
-    first, last = result["length"]["lengths"][0], result["length"]["lengths"][-1]
+    start, end = result["length"]["lengths"][0], result["length"]["lengths"][-1]
     lines.append(
-        f"From {first:,} to {last:,} frames, the time of forward and backward grows with exponent {time:.2f}"
+        f"From {start:,} to {end:,} frames, the time of forward and backward grows with exponent {time:.2f}"
         + (f" and the memory with exponent {memory:.2f}." if memory is not None else ".")
     )
-    gains = {model: numbers[f"{model}.training"] for model in result["models"]}
-    least, most = min(gains, key=gains.get), max(gains, key=gains.get)
-    lines.append(
-        f"Training a whole model is {plain(gains[least], 2)} ({label_of(least)}) to {plain(gains[most], 2)} times "
-        f"({label_of(most)}) as fast as with the plain scan fed by the paper's data loading."
-    )
+    for name, ways in ablations(result).items():
+        times = [found["p50"] for found in ways.values()]
+        steps = (f"{way.removeprefix('+ ')} × {plain(a / b, 2)}" for way, a, b in zip(list(ways)[1:], times, times[1:]))
+        lines.append(
+            f"A training step of {label_of(name)} is {plain(times[0] / times[-1], 2)} times as fast as with the plain "
+            f"PyTorch scan in float32, fed clip by clip: {', '.join(steps)}."
+        )
     return "\n".join(f"- {line}" for line in lines)

@@ -15,7 +15,6 @@ from pathlib import Path
 from kwslib.io import KwsError, cli, read_json, replacing, write_json
 from kwslib.training import train
 from paper.profile import Profile
-from paper.writing import markdown
 
 
 def run_trial(params, name, root="."):
@@ -44,31 +43,43 @@ def run_trial(params, name, root="."):
     return result
 
 
-def trials_table(folder):
-    """Markdown: the trials in <folder>/trials, the best on validation first."""
+def side_by_side(folder, kind, missing, rows_and_title):
+    """Markdown: the files of <folder>/<kind>/ as a table, under a title that names the corpus.
+
+    rows_and_title: (list of the files' contents) -> (rows, title). missing: what to say where there is none.
+    """
     from pandas import DataFrame
 
-    trials = [read_json(path, "trial") for path in sorted((Path(folder) / "trials").glob("*.json"))]
-    trials.sort(key=lambda t: -t["validation"]["accuracy"])
-    if not trials:
-        raise KwsError(f"{folder}/trials holds no trial; run one first")
-    lines = DataFrame(
-        {
-            "trial": t["trial"],
-            "model": t["variant"],
-            "seed": str(t["seed"]),
-            "changes": ", ".join(f"{k} {v}" for k, v in t["changes"].items()) or "none",
-            "epochs": str(t["training"]["epochs"]),
-            "validation (%)": f"{100 * t['validation']['accuracy']:.2f}",
-            "best epoch": str(t["validation"]["epoch"]),
-        }
-        for t in trials
-    )
-    corpus, n = trials[0]["corpus"], trials[0]["validation"]["n"]
-    return (
-        f"Best validation accuracy of each trial, n = {n:,} clips; the test split was not read. Corpus: "
-        f"{corpus['name']}. {corpus['attribution']}.\n\n{markdown(lines)}\n"
-    )
+    from paper.writing import markdown  # it draws, too: a bare machine has no matplotlib
+
+    found = [read_json(path, "result file") for path in sorted((Path(folder) / kind).glob("*.json"))]
+    if not found:
+        raise KwsError(f"{folder}/{kind} holds no {missing}")
+    rows, title = rows_and_title(found)
+    corpus = found[0]["corpus"]
+    return f"{title} Corpus: {corpus['name']}. {corpus['attribution']}.\n\n{markdown(DataFrame(rows))}\n"
+
+
+def trials_table(folder):
+    """Markdown: the trials in <folder>/trials, the best on validation first."""
+
+    def rows_and_title(trials):
+        rows = [
+            {
+                "trial": t["trial"],
+                "model": t["variant"],
+                "seed": str(t["seed"]),
+                "changes": ", ".join(f"{k} {v}" for k, v in t["changes"].items()) or "none",
+                "epochs": str(t["training"]["epochs"]),
+                "validation (%)": f"{100 * t['validation']['accuracy']:.2f}",
+                "best epoch": str(t["validation"]["epoch"]),
+            }
+            for t in sorted(trials, key=lambda t: -t["validation"]["accuracy"])
+        ]
+        n = trials[0]["validation"]["n"]
+        return rows, f"Best validation accuracy of each trial, n = {n:,} clips; the test split was not read."
+
+    return side_by_side(folder, "trials", "trial; run one first", rows_and_title)
 
 
 def main():

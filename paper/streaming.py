@@ -29,7 +29,7 @@ from kwslib.models.layers import SequenceKWS
 from kwslib.spotter import load
 
 HOP = 0.1  # seconds between decisions
-SMOOTH, REFRACTORY = 0.6, 1.5  # seconds over which posteriors are averaged, and without detections after each one
+SMOOTH, REFRACTORY = 0.6, 1.5  # seconds over which posteriors are averaged, and without detections; set by hand
 LATEST = 1.0  # seconds after the end of a clip in which a detection still counts: the window holds the word that long
 ALARMS = 0.5  # an hour, at the operating point
 
@@ -150,9 +150,8 @@ def detections(posteriors, times, labels, threshold, smooth=SMOOTH, refractory=R
     Posteriors are averaged over the last `smooth` seconds. The most likely label is detected if its mean is above
     `threshold` and it is not the class of unknown words or silence; then there is no other for `refractory` seconds.
 
-    The durations were chosen on validation streams, among 0.2 to 0.8 s and 0.8 to 1.5 s. The window holds a word for
-    a second after its end, so a shorter refractory time detects it twice; a shorter mean follows every syllable
-    of a word that is not a keyword. Log-posteriors, log-odds, and ratios to the other classes did no better.
+    The durations are set by hand, not searched for. The window holds a word for a second after its end, so a shorter
+    refractory time may detect it twice; a shorter mean follows every syllable of a word that is not a keyword.
     """
     best, score = smoothed(posteriors, times, labels, smooth)
     found, until = [], -np.inf

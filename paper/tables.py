@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 from paper.comparisons import comparison_tables
-from paper.facts import collect_facts, shown
-from paper.results import chosen_run, corpus_name, describe, label_of, timed_on, trained_on
+from paper.facts import collect_facts, described, shown
+from paper.results import by_epochs, chosen_run, corpus_name, describe, label_of, timed_on, trained_on
 
 # A part of a timing's key -> how a heading says it; the first that fits.
 TIMING_WORDS = {
@@ -42,7 +42,7 @@ def paper_tables(runs, benchmark, claims, whole=()):
     facts = collect_facts(runs, benchmark, claims)
     tables = {
         "variants": variants_table(facts, runs, claims, collect_facts(whole, None, claims)),
-        "comparison": comparison_table(facts, runs),
+        "comparison": comparison_table(facts, runs, claims),
         "rivals": rivals_table(claims),
     }
     if runs:
@@ -61,17 +61,39 @@ def timing_tables(runs, benchmark, claims):
     return tables
 
 
-def accuracy_columns(runs):
-    """heading -> key of the measured accuracy and its interval."""
-    return {f"measured accuracy, {corpus_name(runs)} test (%)": "test.accuracy", "95 % interval": "interval"}
+def by_columns(facts, runs, claims):
+    """The rows of `facts` with what was measured for each group of epochs, as text, and the heading -> key of that.
+
+    No column holds runs of a model after different numbers of epochs.
+    """
+    rows, columns, on = {model: dict(own) for model, own in facts.items()}, {}, f"{corpus_name(runs)} test"
+    for epochs, part in (by_epochs(runs) or {"": []}).items():
+        after = f", after {epochs} epochs" if epochs else ""
+        least = {run["test_common"]["minimum_training_clips"] for run in part if run.get("test_common")}
+        headings = {
+            f"measured accuracy, {on} (%){after}": "test.accuracy",
+            f"95 % interval{after}": "interval",
+            f"effective n{after}": "effective_n",
+            f"seeds{after}": "seeds",
+            f"macro-F1, {on} (%){after}": "test.macro_f1",
+            **{f"accuracy, {on}, words of {n}+ training clips (%){after}": "common" for n in least},
+        }
+        own = collect_facts(part, None, claims)
+        for heading, key in headings.items():
+            columns[heading] = f"{key} {epochs}"
+            for model, row in rows.items():
+                row[columns[heading]] = shown(own.get(model, {}), key)
+    return rows, columns
 
 
 def variants_table(facts, runs, claims, whole):
     """The paper's variants: the claim, the measurement, and why they differ."""
+    measured, columns = by_columns(facts, runs, claims)
+    columns = {heading: key for heading, key in columns.items() if key.split()[0] not in ("test.macro_f1", "common")}
     rows = [
         own | {"whole": shown(whole.get(model, {}), "test.accuracy")}
-        for model, own in facts.items()
-        if model in claims["models"]
+        for model, own in measured.items()
+        if described(model) in claims["models"]
     ]
     columns = {
         "model": "name",
@@ -79,9 +101,8 @@ def variants_table(facts, runs, claims, whole):
         "true parameters": "true",
         "counted here": "counted",
         "claimed accuracy, V2-35 validation (%)": "claimed.accuracy",
-        **accuracy_columns(runs),
+        **columns,
         "test clips": "test.n",
-        "seeds": "seeds",
         "test accuracy, all of Speech Commands V2, 35 words (%)": "whole",
         "why they differ": "reason",
     }
@@ -93,19 +114,13 @@ def variants_table(facts, runs, claims, whole):
     return text_table(rows, columns), caption
 
 
-def comparison_table(facts, runs):
+def comparison_table(facts, runs, claims):
     """All models: size and accuracy."""
-    least = {run["test_common"]["minimum_training_clips"] for run in runs if run.get("test_common")}
-    columns = {
-        "model": "name",
-        "parameters": "parameters",
-        "MACs, 1 s of audio (M)": "macs",
-        **accuracy_columns(runs),
-        "seeds": "seeds",
-        f"macro-F1, {corpus_name(runs)} test (%)": "test.macro_f1",
-        **{f"accuracy, {corpus_name(runs)} test, words of {n}+ training clips (%)": "common" for n in least},
-    }
-    return text_table(facts.values(), columns), f"All models. {describe(runs)}"
+    rows, measured = by_columns(facts, runs, claims)
+    columns = {"model": "name", "parameters": "parameters", "MACs, 1 s of audio (M)": "macs", **measured}
+    if len({own["epochs"] for own in rows.values() if "epochs" in own}) > 1 and len(by_epochs(runs)) == 1:
+        columns["epochs"] = "epochs"  # every recipe's own
+    return text_table(rows.values(), columns), f"All models. {describe(runs)}"
 
 
 def cost_table(facts, runs, benchmark):
@@ -117,6 +132,7 @@ def cost_table(facts, runs, benchmark):
         **{f"CPU {heading}": key for heading, key in throughput[-1:]},
         "training clips/s": "training.clips_per_second",
         "training minutes": "training.minutes",
+        "epochs": "epochs",
     }
     caption = (
         f"What each model costs. Latency: batch 1, features to logits. {timed_on(benchmark)} Training: means over "

@@ -9,12 +9,16 @@ One-second clips in float32, timed by the wall clock after a warm-up, on all thr
     features       one clip, wave to normalised features; wave_to_label goes on to the label
     throughput     clips a second against the batch size, features to logits
 
-Times vary on a shared machine: compare numbers of one run, not of two.
+Times vary on a shared machine: compare numbers of one run, not of two. `watch_load` marks the results of a busy one.
 """
 
 import argparse
+import contextlib
+import os
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +32,7 @@ from kwslib.spotter import KeywordSpotter, load
 from kwslib.training.config import RECIPES, load_config
 
 BATCHES = (1, 8, 64)
+MOST_LOAD = 0.2  # cores that others may use before, while and after a benchmark runs; above it, its result is marked
 
 
 def spotter_of(model, device="cpu", n_classes=35, features="mel"):
@@ -49,6 +54,23 @@ def timings(run, device, seconds_budget, least=5):
     while len(took) < 2 or sum(took) < most and (len(took) < least or time.perf_counter() < until):
         took.append(stopwatch(run, device))
     return np.array(took)
+
+
+def rounds(runs, device, seconds_budget, least=5, turns=10):
+    """name -> milliseconds of the calls of each of `runs` {name: function}, as many of one as of another.
+
+    They take turns in `least` rounds, so that what else the machine does falls on all alike. A turn is as many calls as
+    the budget of all allows, at least one and at most `turns`.
+    """
+    for run in runs.values():
+        run()
+    once = sum(stopwatch(run, device) for run in runs.values())
+    calls = int(min(turns, max(1, 1000 * seconds_budget / (least * once)))) if runs else 0
+    took = {name: [] for name in runs}
+    for _ in range(least):
+        for name, run in runs.items():
+            took[name] += [stopwatch(run, device) for _ in range(calls)]
+    return took
 
 
 def stopwatch(run, device):
@@ -90,8 +112,50 @@ def percentiles(took, *which):
     return {f"p{p}": float(np.percentile(took, p)) for p in which}
 
 
+def quartiles(took):
+    return percentiles(took, 25, 50, 75) | {"calls": len(took)}
+
+
+@contextlib.contextmanager
+def watch_load(seconds=0.5):
+    """Yields a dict for a result file, which at the end gets `load` and `loaded`: whether the machine was busy.
+
+    load: cores that other programs used in `seconds` before, while the block ran, and in `seconds` after it, and the
+    limit, MOST_LOAD. Where there is no /proc/stat: the load average before; None where there is not even that.
+    """
+    found, mark = {"before": cores_of_others(seconds)}, {}
+    since = time.perf_counter(), others()
+    yield mark
+    found |= {"during": cores_of_others(0, since), "after": None if since[1] is None else cores_of_others(seconds)}
+    mark["loaded"] = any(value is not None and value > MOST_LOAD for value in found.values())
+    mark["load"] = found | {"limit": MOST_LOAD}
+    if mark["loaded"]:
+        print(f"the machine is loaded, the times are marked as such: {mark['load']}", file=sys.stderr)
+
+
+def cores_of_others(seconds, since=None):
+    """Cores that others use, over the next `seconds`, or from `since` = (time, others()) on."""
+    started, before = since or (time.perf_counter(), others())
+    if before is None:
+        return os.getloadavg()[0] if since is None and hasattr(os, "getloadavg") else None
+    time.sleep(seconds)
+    return round(max(0.0, (others() - before) / max(1e-3, time.perf_counter() - started)), 2)
+
+
+def others():
+    """Seconds of processor time that all but this process and its ended children have used since the start, or None.
+
+    Time that a hypervisor gave to other machines counts, too.
+    """
+    try:
+        ticks = [int(x) for x in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    return (sum(ticks) - sum(ticks[3:5])) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])  # 3, 4: idle
+
+
 def benchmark_models(names="all", n_classes=35, seconds_budget=0.4, small=False, path=None, show=None, measure=None):
-    """Time models on the CPU, and on a GPU if there is one: {machine, n_classes, models, gpu: None or {models}}.
+    """Time models on the CPU, and on a GPU if there is one: {machine, load, …, models, gpu: None or {models}}.
 
     names: "all", or a list or comma-separated text of registered models, with fresh weights; path: a checkpoint to time
     instead. seconds_budget: of each measurement. small: in seconds, to see that it works. show(title, entry) is called
@@ -111,12 +175,13 @@ def benchmark_models(names="all", n_classes=35, seconds_budget=0.4, small=False,
     devices = {"cpu": result}
     if torch.cuda.is_available():
         devices["cuda"] = result["gpu"] = {"models": {}}
-    for device, part in devices.items():
-        for name, spotter in make.items():
-            part["models"][name] = (measure or benchmark_model)(spotter(device=device), budget, batches)
-            if show:
-                show(f"{name} on {device}", part["models"][name])
-    return result
+    with watch_load() as mark:
+        for device, part in devices.items():
+            for name, spotter in make.items():
+                part["models"][name] = (measure or benchmark_model)(spotter(device=device), budget, batches)
+                if show:
+                    show(f"{name} on {device}", part["models"][name])
+    return result | mark
 
 
 def print_entry(title, entry):

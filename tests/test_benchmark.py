@@ -1,8 +1,10 @@
 """Benchmark: the fit finds known exponents, the result file is whole, mistakes end in one sentence."""
 
+import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -111,6 +113,48 @@ def test_threads_are_put_back_after_a_failure(set_threads):
     assert torch.get_num_threads() == 2
 
 
+def test_sides_take_turns_and_are_called_equally_often():
+    order = []
+    runs = {"slow": lambda: order.append("slow") or time.sleep(0.02), "fast": lambda: order.append("fast")}
+    took = benchmark.rounds(runs, CPU, 0.25)
+    assert len(took["slow"]) == len(took["fast"]) == 10 and min(took["slow"]) >= 20
+    timed = order[4:]  # after two calls of each
+    assert timed == 5 * (2 * ["slow"] + 2 * ["fast"])
+    assert {n: len(ms) for n, ms in benchmark.rounds(runs, CPU, 0.001).items()} == {"slow": 5, "fast": 5}
+    assert benchmark.rounds({}, CPU, 0.1) == {}
+
+
+@pytest.mark.parametrize("busy", (0.1, 0.9))
+def test_a_busy_machine_marks_the_result(monkeypatch, capsys, busy):
+    """A made clock of others' seconds: `busy` cores."""
+    now = [0.0]
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(benchmark.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(benchmark, "others", lambda: busy * now[0])
+    with benchmark.watch_load() as mark:
+        benchmark.time.sleep(10)
+    assert mark["load"] == {"before": busy, "during": busy, "after": busy, "limit": benchmark.MOST_LOAD}
+    assert mark["loaded"] == (busy > benchmark.MOST_LOAD) == ("is loaded" in capsys.readouterr().err)
+
+
+def test_without_proc_stat_the_load_average_counts(monkeypatch):
+    monkeypatch.setattr(benchmark, "others", lambda: None)
+    monkeypatch.setattr(benchmark.os, "getloadavg", lambda: (3.0, 0.0, 0.0), raising=False)
+    with benchmark.watch_load() as mark:
+        pass
+    assert mark["loaded"] and mark["load"] == {"before": 3.0, "during": None, "after": None, "limit": 0.2}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc/stat")
+def test_work_of_our_own_is_not_that_of_others():
+    """A second of this process's own work adds less to the others' than an idle machine with it would."""
+    before, started, own = benchmark.others(), time.perf_counter(), time.process_time()
+    while time.process_time() < own + 0.5:
+        pass
+    seconds = time.perf_counter() - started
+    assert -0.1 < benchmark.others() - before < os.cpu_count() * seconds - 0.4
+
+
 @pytest.mark.parametrize("resets", (True, False))
 def test_peak_memory_is_what_a_pass_takes(monkeypatch, resets):
     if not sys.platform.startswith("linux"):
@@ -154,7 +198,7 @@ def test_result_file(tmp_path, set_threads):
         ",".join(names), out, 12, small=True, show=lambda title, _: shown.append(title)
     )
     assert read_json(out) == result
-    assert set(result) == {"machine", "n_classes", "models", "gpu", "length"}
+    assert set(result) == {"machine", "n_classes", "models", "gpu", "length", "load", "loaded"}
     assert set(result["machine"]) == set(machine()) and result["n_classes"] == 12
     assert list(result["models"]) == names
     for name, entry in result["models"].items():

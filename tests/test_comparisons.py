@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 from made_results import a_folder, a_run
+from small_runs import write_tones
 
+from kwslib.data.corpus import load_corpus
 from kwslib.io import KwsError
-from paper import comparisons, statistics
+from paper import comparisons, levels, statistics
 from paper.results import load_runs
 
 SPEAKERS, CLIPS = 60, 8
@@ -132,8 +134,22 @@ def test_a_profile_is_compared(tmp_path, capsys):
     assert single["p"] is None and single["holm"] is None and len(single["interval"]) == 2
     text = capsys.readouterr().out
     assert (
-        "Mamba-Light is better than KWT-1: +20.00 points" in text and "Mamba-Light minus BC-ResNet-1, one seed:" in text
+        "After 3 epochs, Mamba-Light is better than KWT-1: +20.00 points" in text
+        and "After 3 epochs, Mamba-Light minus BC-ResNet-1, one seed:" in text
     )
+
+
+def test_models_are_compared_after_the_same_epochs_alone(tmp_path):
+    runs = many(("mamba_light", 0.8, 3), ("kwt_1", 0.6, 3))
+    more = [run | {"training": {"epochs": 60}} for run in many(("mamba_light", 0.9, 1), ("kwt_1", 0.5, 1))]
+    found = comparisons.compare_runs(runs + more)
+    assert [(e["epochs"], e["seeds"]) for e in found["comparisons"]] == [("3", [3, 3]), ("60", [1, 1])]
+    assert [(e["model"], e["epochs"]) for e in found["models"]] == [
+        (model, epochs) for epochs in ("3", "60") for model in ("mamba_light", "kwt_1")
+    ]
+    short, long = found["comparisons"]
+    assert short["difference"] == pytest.approx(0.2) and long["difference"] == pytest.approx(0.4)
+    assert comparisons.comparison_sentence(long).startswith("After 60 epochs, Mamba-Light minus KWT-1, one seed:")
 
 
 def test_a_difference_that_is_not_significant_is_called_so_with_its_corrected_p():
@@ -151,8 +167,10 @@ def test_old_files_say_that_it_is_not_known(tmp_path):
     for run in runs:
         del run["test"]["by_speaker"]
     assert comparisons.comparison_tables(runs) == {}
+    found = comparisons.compare_runs(load_runs(a_folder(tmp_path / "old", runs)))
+    assert found["comparisons"] == found["models"] == [] and found["not_known"] == ["ds_cnn", "kwt_1"]
     with pytest.raises(KwsError, match="test them again"):
-        comparisons.compare_runs(load_runs(a_folder(tmp_path / "old", runs)))
+        comparisons.main(["old", "--results", str(tmp_path)])
 
 
 def test_one_speaker_is_left_out(claims):
@@ -160,8 +178,26 @@ def test_one_speaker_is_left_out(claims):
     runs = many(("mamba_light", 0.9, 2))
     for run, right in zip(runs, (2, 4)):
         run["test"]["by_speaker"] = {"a": [9, 10], comparisons.SPEAKER: [right, 10]}
-    found = comparisons.without_speaker(runs)["mamba_light"]
-    assert found == {"clips": 10, "with": pytest.approx(0.6), "without": pytest.approx(0.9)}
+    found = comparisons.without_speaker(comparisons.known_groups(runs))["mamba_light"]
+    assert found == {"clips": 10, "wrong": 7, "with": pytest.approx(0.6), "without": pytest.approx(0.9)}
     df, caption = comparisons.comparison_tables(runs)["without_speaker"]
-    assert list(df.iloc[0]) == ["Mamba-Light", "60.00", "90.00", "+30.00"] and "3f2b358d" in caption
-    assert comparisons.without_speaker(runs, "nobody") == {}
+    assert list(df.iloc[0]) == ["Mamba-Light", "3", "60.00", "90.00", "+30.00", "10", "7.0"]
+    assert "without 3f2b358d (%)" in df.columns and "effective n" in caption
+    assert comparisons.without_speaker(comparisons.known_groups(runs), "nobody") == {}
+
+
+def test_levels_of_a_speakers_clips(tmp_path):
+    """A quiet hiss, and a tone of amplitude 0.1 for half a second: -23 dB over the second."""
+    corpus = write_tones(tmp_path / "tones", takes=2)
+    held = load_corpus(corpus)
+    speaker = str(held.speakers[held.splits == "testing"][0])
+    waves = np.load(corpus / "waves.npy")
+    quiet = (held.speakers == speaker) & (held.splits == "testing")
+    waves[quiet] = np.tile(np.array([33, -33], np.int16), 8000)  # of 32768: -60 dB, alike throughout
+    np.save(corpus / "waves.npy", waves)
+    found = levels.levels(corpus, sorted(set(held.words)), speaker)
+    assert found["median_db"] == pytest.approx(20 * np.log10(33 / 32768), abs=0.01)
+    assert found["clips"] == quiet.sum() and found["quieter_speakers"] == 0
+    assert found["flat"]["clips"] == quiet.sum() and found["others_median_db"] > -40
+    with pytest.raises(KwsError, match="no test clip of speaker nobody"):
+        levels.levels(corpus, sorted(set(held.words)), "nobody")

@@ -1,5 +1,6 @@
 """Config files: right ones load, and every wrong one ends in a sentence that names the key or the file."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +146,7 @@ def test_help_explains_every_key(capsys):
 def test_commands_are_listed_and_others_refused(capsys):
     cli.command([])
     assert all(f"  {name} " in capsys.readouterr().out for name in ("pack",))
-    with pytest.raises(KwsError, match="'fly' is not a command of kws; choose one of pack, train"):
+    with pytest.raises(KwsError, match="'fly' is not a command of kws; choose one of pack, data, train"):
         cli.command(["fly"])
 
 
@@ -163,14 +164,31 @@ def test_commands_are_listed_and_others_refused(capsys):
         ("horizon: 0.5\n", "config key horizon is 0.5; it must be at least 1"),
         ("schedule_epochs: 150\n", "unknown key 'schedule_epochs'"),
         ("guard: brave\n", "config key guard is 'brave'; it must be one of rollback, published or none"),
-        ("noise: [2, 1]\n", "config key noise .*lower number comes first"),
+        ("noise: [0.2, 0.1]\n", "config key noise .*lower number comes first"),
         ("warmup: 1\n", "config key warmup is 1; it must be at least 0 and below 1"),
         ("model_options: {n_classes: 3}\n", "config key model_options .*n_classes is not one of a model's options"),
         ("model_options: 3\n", "config key model_options is 3; it must be key: value pairs"),
         ("noise: 0.1\n", "config key noise .*must be a list"),
         ("lr: .inf\n", "config key lr is inf; it must be finite"),
         ("seed: -1\n", "config key seed is -1; it must be at least 0 and below 4294967296"),
-        ("background_snr: [.nan, 5]\n", "config key background_snr .* its numbers must be finite$"),
+        ("background_snr: [.nan, 5]\n", "config key background_snr .* its numbers must be from -200 to 200$"),
+        ("label_smoothing: 2\n", "config key label_smoothing is 2; it must be at least 0 and below 1"),
+        ("ema: 2\n", "config key ema is 2; it must be at least 0 and below 1"),
+        ("warmup: -5\n", "config key warmup is -5; it must be at least 0 and below 1"),
+        ("mixup: -1\n", "config key mixup is -1; it must be at least 0 and at most 100"),
+        ("mixup: .nan\n", "config key mixup is nan; it must be finite"),
+        ("n_fft: 10000000000\n", "config key n_fft is 10000000000; it must be above 0 and at most 65536"),
+        ("hop_length: 1\n", "config key hop_length is 1; it must be at least 16"),
+        ("threads: 1000000\n", "config key threads is 1000000"),
+        ("temperature: 1e-300\n", "config key temperature is 1e-300; it must be at least 0.01"),
+        (f"noise: [0, 1{'0' * 400}]\n", "config key noise is .* its numbers must be from 0 to 1$"),
+        (f"lr: 1{'0' * 400}\n", "config key lr is 10+; it must be"),
+        (
+            "model_options: {d_model: 1000000000}\n",
+            "config key model_options .*d_model is no option .*, or beyond 1024",
+        ),
+        ('out: ""\n', "config key out is ''; it must be a path"),
+        ('corpus: "a\\0b"\n', "config key corpus is .*; it must be a path"),
         ("noise: [1]\n", "config key noise .*list of two numbers"),
         ("stretch: [a, b]\n", "config key stretch .*list of two numbers"),
         ("precision: fp8\n", "config key precision .*auto, bf16, fp16 or fp32"),
@@ -219,6 +237,22 @@ def test_what_an_experiment_sets_wins_over_all(tmp_path):
     for variant in plain.variants:
         before, after = plain.config(variant, 0), changed.config(variant, 0)
         assert after.epochs == 1 < before.epochs and after == before.model_copy(update={"epochs": 1})
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        *(("profile", name) for name in ("x; touch FILE", "..", "$(touch FILE)", "", "-rf")),
+        *(("seeds", [seed]) for seed in ("0; ls", -1, None)),
+        ("variants", ["a b"]),
+        ("trials", {"a;b": {}}),
+    ],
+)
+def test_names_that_would_reach_a_shell_are_refused(tmp_path, key, value):
+    """dvc puts them into commands; `make repro` asks first."""
+    values = parse_yaml(PROFILES[0].read_text()) | {key: value}
+    with pytest.raises(KwsError, match=f"recipe.yaml: key {key} holds .*; names are letters, digits"):
+        Profile(written(tmp_path, json.dumps(values)))
 
 
 def test_wrong_profile(tmp_path):

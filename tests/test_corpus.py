@@ -1,9 +1,9 @@
 """Packing: the same corpus from any container with any workers; bad input ends in one sentence."""
 
 import errno
-import fcntl
 import http.server
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from kwslib import cli
 from kwslib.data import corpus as corpus_module
 from kwslib.data import fetch as fetch_module
 from kwslib.data.corpus import load_corpus, pack
-from kwslib.io import KwsError, file_hash
+from kwslib.io import KwsError, file_hash, locked
 
 sf = pytest.importorskip("soundfile")
 ROOT = Path(__file__).parents[1]
@@ -216,10 +216,8 @@ def test_out_cannot_be_written(tmp_path, plain):
 
 
 def test_two_runs_do_not_write_at_once(tmp_path, plain):
-    (tmp_path / "o.partial").mkdir()
-    with open(tmp_path / "o.partial/journal", "w") as journal:
-        fcntl.flock(journal, fcntl.LOCK_EX)
-        refused("being written by another run", plain.root.parent / "clips", tmp_path / "o")
+    with locked(tmp_path / ".o.lock", "busy"):
+        refused(f"being written by another run: process {os.getpid()} ", plain.root.parent / "clips", tmp_path / "o")
 
 
 def test_full_disk_then_resumed(tmp_path, plain, monkeypatch):

@@ -36,7 +36,7 @@ def repository(tmp_path):
 
 
 def test_profiles_that_share_the_pipeline_hold_the_same_file(root):
-    for profile in ("subset", "commands", "paper"):
+    for profile in ("subset", "long", "commands", "paper"):
         assert (root / f"profiles/{profile}/dvc.yaml").read_text() == (root / "dvc.yaml").read_text(), "make pipelines"
 
 

@@ -74,7 +74,7 @@ def test_samples_and_rates_of_many_types_agree(spotter):
 
 def test_a_file_of_floats_far_outside_is_refused(spotter, tmp_path):
     sf.write(tmp_path / "far.wav", 32768 * chirp(), 16000, subtype="FLOAT")
-    with pytest.raises(KwsError, match="far.wav cannot be read as audio .it has a sample of 13.*, far outside"):
+    with pytest.raises(KwsError, match="far.wav cannot be read as audio .has a sample of 13.*, far outside"):
         spotter.predict(tmp_path / "far.wav")
 
 

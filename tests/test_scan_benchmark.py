@@ -1,5 +1,6 @@
 """The scan's benchmark: it measures what it says, its ratios are ratios, and absent peers are named."""
 
+import contextlib
 import copy
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from kwslib.models import mamba
 from kwslib.models.registry import build
 from kwslib.scan import BACKENDS, use_backend
-from paper import benchmark_scan, benchmark_training, scan_figures, scan_report
+from paper import benchmark_scan, benchmark_training, scan_figures, scan_peers, scan_report
 
 
 @pytest.fixture(scope="module")
@@ -19,42 +20,83 @@ def result():
 def test_every_part_is_measured(result):
     assert {row["mode"] for row in result["scan"]} == {"forward", "both"} and len(result["scan"]) == 4
     for row in result["scan"]:
-        assert all(ms["kwslib"] > 0 for ms in row["ms"].values())
-        assert all(0 < share["fma"] < 1.5 and 0 < share["memory"] < 1.5 for share in row["share"].values())
+        assert all(ms["kwslib"] > 0 for ms in row["ms"].values()) and all(n >= 5 for n in row["calls"].values())
+        for n, sides in row["quartiles"].items():
+            assert all(low <= row["ms"][n][side] <= high for side, (low, high) in sides.items())
+        assert all(share["fma"] > 0 and share["memory"] > 0 for share in row["share"].values())
+        assert row["difference"]["kwslib"] == [0, 0] and row["difference"]["associative_scan"][1] < 1e-4
     assert result["difference"]["kwslib"] < 1e-5
     (model,) = result["models"].values()
-    assert model["clips_per_second"] > 0 and model["plain_clips_per_second"] > 0
     assert sum(model["profile"].values()) == pytest.approx(1) and model["profile"]["scan"] > 0
     assert all(len(result["length"][mode]["ms"]) == 3 for mode in ("forward", "both"))
+    assert set(result["load"]) == {"before", "during", "after", "limit"} and isinstance(result["loaded"], bool)
 
 
-def test_a_peer_that_does_not_import_is_named():
+def test_training_starts_from_the_plain_scan_and_changes_come_one_by_one(result):
+    (model,) = result["models"].values()
+    ways = list(model["training"])
+    assert ways[0] == "plain PyTorch scan, float32" and ways[1] == "+ fused scan" and ways[-1] == "+ features by batch"
+    options = list(benchmark_training.ways_of("mamba_mel_small").values())
+    assert [len(o) for o in options] == list(range(len(options))) and "channels_last" in options[-1]
+    assert "channels_last" not in list(benchmark_training.ways_of("mamba_mfcc_small").values())[-1]
+    assert list(benchmark_training.ways_of("mamba_mel_small", ablated=False).values()) == options[-1:]
+
+
+def test_a_step_is_timed_from_one_batch_to_the_next():
+    class Feed:
+        def epoch(self, epoch):
+            yield from range(10)
+
+    clock = benchmark_training.Clock(Feed(), 4)
+    assert list(clock.epoch(0)) == [0, 1, 2, 3] and len(clock) == len(clock.ends) == 4
+
+
+def test_a_peer_that_does_not_run_is_named(monkeypatch):
     def absent(t):
         raise ModuleNotFoundError("No module named 'absent'")
 
-    works, missing = benchmark_scan.available(
-        {"kwslib": benchmark_scan.ours, "absent": absent}, benchmark_scan.inputs(1, 2, 3)
-    )
-    assert list(works) == ["kwslib"] and "No module named 'absent'" in missing["absent"]
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    scans = {"kwslib": scan_peers.kwslib_scan, "absent": absent, "cpp": scan_peers.cpp_scan} | scan_peers.COMPILED
+    works, missing = scan_peers.available(scans, scan_peers.inputs(1, 2, 3))
+    assert list(works) == ["kwslib"] and "No module named 'absent'" in missing.pop("absent")
+    assert set(missing) == {"cpp", *scan_peers.COMPILED} and set(missing.values()) == {"no compiler"}
 
 
 def test_what_is_too_large_is_not_run_and_says_so(monkeypatch):
-    monkeypatch.setattr(benchmark_scan, "MOST_PEER", 2 * 5 * 4 * benchmark_scan.STATE - 1)
+    monkeypatch.setattr(benchmark_scan, "MOST_PEER", 2 * 5 * 4 * scan_peers.STATE - 1)
     shapes = [{"batch": 2, "length": 5, "channels": 4}]
-    rows = benchmark_scan.benchmark_shapes(
-        {"kwslib": benchmark_scan.ours, "peer": benchmark_scan.ours}, shapes, 0.001, None
-    )
-    assert all(
-        "kwslib" in row["ms"]["1"] and "peer" not in row["ms"]["1"] and "not run" in row["missing"]["peer"]
-        for row in rows
-    )
+    scans = {"kwslib": scan_peers.kwslib_scan, "peer": scan_peers.kwslib_scan, "compiled_loop": None}
+    for row in benchmark_scan.benchmark_shapes(scans, shapes, 0.001):
+        assert "kwslib" in row["ms"]["1"] and "peer" not in row["ms"]["1"] and "not run" in row["missing"]["peer"]
+        assert "three shapes" in row["missing"]["compiled_loop"]
+
+
+def test_a_side_with_other_results_is_not_timed():
+    """Other outputs, and other gradients of the same outputs."""
+
+    def doubled(t):
+        return lambda: 2 * scan_peers.plain_loop(t)()
+
+    def wrong_gradient(t):
+        run = scan_peers.plain_loop(t)
+        return lambda: run().detach() + sum(0 * v.sum() for v in t.values())
+
+    scans = {"kwslib": scan_peers.kwslib_scan, "doubled": doubled, "wrong_gradient": wrong_gradient}
+    scans |= {"right": scan_peers.torch_associative_scan}
+    shapes = [{"batch": 2, "length": 5, "channels": 4}]
+    forward, both = benchmark_scan.benchmark_shapes(scans, shapes, 0.001)
+    assert set(forward["ms"]["1"]) == {"kwslib", "wrong_gradient", "right"}
+    assert set(both["ms"]["1"]) == {"kwslib", "right"} and "differ" in both["missing"]["wrong_gradient"]
+    assert both["difference"]["doubled"][1] == pytest.approx(1, abs=0.01)
 
 
 def test_backward_reaches_every_argument():
     """A pass that left a gradient out would be too fast."""
-    t = benchmark_scan.inputs(2, 5, 4, grad=True)
-    run = benchmark_scan.ours(t)
-    assert {id(leaf) for leaf in benchmark_scan.leaves_of(run, t)} == {id(v) for v in t.values()}
+    t = scan_peers.inputs(2, 5, 4, grad=True)
+    found = benchmark_scan.whole_pass(scan_peers.kwslib_scan(t), t, True)()
+    assert [x.shape for x in found[1:]] == [v.shape for v in t.values()]
+    with pytest.raises(RuntimeError, match="not have been used"):
+        benchmark_scan.whole_pass(lambda: 2 * t["u"], t, True)()
 
 
 def test_the_plain_scan_is_used_inside_and_only_inside(monkeypatch):
@@ -70,10 +112,12 @@ def test_the_plain_scan_is_used_inside_and_only_inside(monkeypatch):
     torch.testing.assert_close(plain, fast, atol=1e-5, rtol=1e-4)
 
 
-def test_both_ways_of_feeding_give_whole_batches():
-    batches = benchmark_training.PlainBatches("mamba_mfcc_small", 2)
-    inputs, targets, lengths = next(iter(batches.epoch(0)))
-    assert len(batches) == 2 and inputs.shape == (64, 63, 40) and targets.shape == lengths.shape == (64,)
+@pytest.mark.parametrize("batched", (True, False))
+def test_both_ways_of_feeding_give_whole_batches(batched):
+    way = benchmark_training.Way("mamba_mfcc_small", benchmark_training.clips(8), batch=4, batched=batched)
+    with contextlib.closing(way.batches.epoch(0)) as feed:
+        inputs, targets, lengths = next(feed)
+    assert inputs.shape == (4, 63, 40) and targets.shape == lengths.shape == (4,)
 
 
 def test_headline_numbers_are_ratios_of_the_rows(result):
@@ -86,27 +130,41 @@ def test_headline_numbers_are_ratios_of_the_rows(result):
         "mode": "both",
         "mb": {"kwslib": 1.0},
         "missing": {},
-        "ms": {k: {"kwslib": 2.0, "mamba_ssm": 100.0, "mambapy": 60.0} for k in {"1", n}},
+        "ms": {k: {"kwslib": 2.0, "mamba_ssm": 100.0, "mambapy": 60.0, "cpp": 1.0} for k in {"1", n}},
         "share": {k: {"fma": 0.5, "memory": 0.25} for k in {"1", n}},
     }
     clip = row | {"batch": 1, "mode": "forward", "ms": {k: {"kwslib": 0.05, "mambapy": 0.5} for k in {"1", n}}}
     made["scan"] = [row, clip]
     numbers = scan_report.headline_numbers(made)
-    assert numbers["training.fastest_peer.least"] == 30 and numbers["training.mamba_ssm.most"] == 50
+    assert numbers["training.fastest_peer.least"] == numbers["training.cpp.most"] == 0.5
+    assert numbers["training.fastest_package.least"] == 30 and numbers["training.mamba_ssm.most"] == 50
     assert numbers["clip.fastest_peer.median"] == pytest.approx(10) and numbers["share.both.fma"] == 50
     df, caption = scan_report.scan_table(made)
     assert df["mambapy, parallel scan (×)"].tolist() == ["30.0", "10.0"] and "cores" in caption
+    assert "C++ extension, ours in 1" in scan_report.scan_findings(made)
     assert df["transformers, loop (×)"].tolist() == ["not run", "not run"]
 
 
 def test_tables_and_figures_are_drawn(result):
     drawn = scan_figures.scan_figures(result)
-    assert set(drawn) == {"scan_speed", "scan_shapes", "scan_length", "step_profile"}
+    assert set(drawn) == {"scan_speed", "scan_shapes", "scan_length", "scan_training", "step_profile"}
     assert all(result["machine"]["cpu"] in caption for _, caption in drawn.values())
-    df, _ = scan_report.scan_tables(result)["scan_models"]
-    assert list(df["model"]) == ["Mamba-MFCC Small"]
+    tables = scan_report.scan_tables(result)
+    assert list(tables["scan_models"][0]["model"]) == ["Mamba-MFCC Small"]
+    assert len(tables["scan_training"][0]) == len(result["models"]["mamba_mfcc_small"]["training"])
+    sides, _ = tables["scan_sides"]
+    assert set(sides["threads"]) == set(result["peaks"]) and (sides["calls"].astype(int) >= 5).all()
     said = scan_report.scan_findings(result)
     assert "Mamba-MFCC Small" in said and "exponent" in said
+
+
+def test_times_of_a_busy_machine_say_so_in_every_caption(result):
+    for loaded in (True, False):
+        made = result | {"loaded": loaded, "load": {"before": 0.0, "during": 1.26, "after": None, "limit": 0.2}}
+        captions = [
+            caption for _, caption in (scan_report.scan_tables(made) | scan_figures.scan_figures(made)).values()
+        ]
+        assert all(("loaded: other programs used up to 1.3 cores" in caption) == loaded for caption in captions)
 
 
 @pytest.mark.parametrize(

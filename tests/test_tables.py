@@ -7,12 +7,14 @@ from made_results import a_folder, a_run
 
 from kwslib.io import KwsError
 from kwslib.models.registry import MODELS
-from paper.facts import collect_facts, paper_findings
+from paper.facts import paper_findings
 from paper.results import load_benchmark, load_runs, whole_corpus
 from paper.tables import paper_tables, timing_tables
 from paper.writing import write_table
 
 pytest.importorskip("pandas")
+MEASURED = "measured accuracy, synthetic corpus “beeps” test (%), after 3 epochs"
+INTERVAL, SEEDS, WORTH = (f"{what}, after 3 epochs" for what in ("95 % interval", "seeds", "effective n"))
 
 
 def all_tables(runs, benchmark, claims, whole=()):
@@ -34,13 +36,13 @@ def test_measured_numbers_are_means_over_seeds_in_a_column_of_their_own(built):
     assert small["claimed parameters"] == "404K" and small["true parameters"] == "462,147 (35 classes)"
     assert small["counted here"] == "461,091 (3 classes)"
     assert small["claimed accuracy, V2-35 validation (%)"] == "97.42"
-    assert small["measured accuracy, synthetic corpus “beeps” test (%)"] == "92.00 ± 2.83"
-    low, high = map(float, small["95 % interval"].split("–"))
-    assert low < 92 < high and small["test clips"] == "60" and small["seeds"] == "2"
+    assert small[MEASURED] == "92.00 ± 2.83"
+    low, high = map(float, small[INTERVAL].split("–"))
+    assert low < 92 < high and small["test clips"] == "60" and small[SEEDS] == "2" and 0 < int(small[WORTH]) <= 60
     assert "403,779" in small["why they differ"]
     one_seed = row(built["variants"], "MobileNetV2 0.35")
-    assert one_seed["measured accuracy, synthetic corpus “beeps” test (%)"] == "95.00"
-    assert one_seed["95 % interval"] == "90.00–99.00 (one seed)"  # the run's own
+    assert one_seed[MEASURED] == "95.00"
+    assert one_seed[INTERVAL] == "90.00–99.00 (one seed)"  # the run's own
 
 
 def test_an_interval_of_several_seeds_is_not_known_from_older_files(tmp_path, claims):
@@ -48,15 +50,22 @@ def test_an_interval_of_several_seeds_is_not_known_from_older_files(tmp_path, cl
     del runs[0]["test"]["by_speaker"]
     made = paper_tables(load_runs(a_folder(tmp_path / "old", runs)), None, claims)
     df, caption = made["comparison"]
-    assert row(made["comparison"], "Mamba-Mel Small")["95 % interval"] == "not known" and "comparisons" not in made
-    assert row(made["comparison"], "KWT-1")["95 % interval"] == "–" and "effective n " in caption
+    assert row(made["comparison"], "Mamba-Mel Small")[INTERVAL] == "not known" and "comparisons" not in made
+    assert row(made["comparison"], "KWT-1")[INTERVAL] == "–" and "effective n " in caption
+    for run in runs:
+        run["test"].pop("by_speaker", None)
+    made = paper_tables(load_runs(a_folder(tmp_path / "older", runs)), None, claims)
+    assert row(made["comparison"], "Mamba-Mel Small")[WORTH] == "not known"
 
 
-def test_models_without_result_are_listed_as_not_run(built, claims):
+def test_models_without_result_are_listed_as_not_run_the_small_before_the_large(built, claims):
     df, _ = built["comparison"]
     claimed = [MODELS[model].label for model in claims["models"]]
     assert list(df["model"])[: len(claimed)] == claimed
-    assert sorted(df["model"]) == sorted(model.label for model in MODELS.values())
+    assert sorted(df["model"]) == sorted(m.label for name, m in MODELS.items() if not name.endswith("_as_run"))
+    for sizes in (("Mamba-Mel Small", "Mamba-Mel Medium", "Mamba-Mel Large"), [f"BC-ResNet-{n}" for n in (1, 3, 8)]):
+        places = [list(df["model"]).index(label) for label in sizes]
+        assert places == list(range(places[0], places[0] + 3))
     absent = row(built["comparison"], "KWT-1")
     assert absent.iloc[2] == "not run" and set(absent.drop(absent.index[2])) == {"–"}
     timed_only = row(built["comparison"], "KeywordCNN")
@@ -69,10 +78,10 @@ def test_models_without_result_are_listed_as_not_run(built, claims):
 def test_comparison_and_timings_are_those_of_the_files(built):
     small = row(built["comparison"], "Mamba-Mel Small")
     assert list(small[["parameters", "MACs, 1 s of audio (M)"]]) == ["461,091", "95.4"]
-    assert small["seeds"] == "2" and row(built["comparison"], "MobileNetV2 0.35")["seeds"] == "1"
+    assert small[SEEDS] == "2" and row(built["comparison"], "MobileNetV2 0.35")[SEEDS] == "1"
     cost = row(built["cost"], "Mamba-Mel Small")
     assert cost["training clips/s"] == "1,234" and cost["training minutes"] == "1.50"
-    assert small["macro-F1, synthetic corpus “beeps” test (%)"] == "91.00"
+    assert small["macro-F1, synthetic corpus “beeps” test (%), after 3 epochs"] == "91.00"
     speed = row(built["benchmark"], "Mamba-Mel Small")
     assert speed["latency (ms), threads 2 p95"] == "5.00" and speed["clips/s, batch 8"] == "400.0"
     assert speed["GPU latency (ms) p50"] == "7.53" and speed["peak (MB)"] == "61.2"
@@ -111,8 +120,8 @@ def test_real_clips_carry_their_attribution_and_no_word_of_synthesis(tmp_path, c
     made = all_tables(load_runs(folder), load_benchmark(folder), claims)
     df, caption = made["variants"]
     assert "Recorded by A & B, CC BY 4.0." in caption and "synthetic" not in caption + " ".join(df.columns)
-    assert "measured accuracy, Speech Commands subset test (%)" in df.columns
-    common = "accuracy, Speech Commands subset test, words of 700+ training clips (%)"
+    assert "measured accuracy, Speech Commands subset test (%), after 3 epochs" in df.columns
+    common = "accuracy, Speech Commands subset test, words of 700+ training clips (%), after 3 epochs"
     assert row(made["comparison"], "RetNet-KWS")[common] == "93.21"
     assert row(made["comparison"], "KWT-1")[common] == "–"
     assert not {"benchmark", "length"} & set(made) and row(made["cost"], "RetNet-KWS")["training clips/s"] == "1,234"
@@ -127,9 +136,7 @@ def test_all_of_the_corpus_has_a_column_of_its_own(results, tmp_path, claims):
     for folder, shown in ((results, "not run"), (tmp_path / "subset", "95.50 ± 0.71")):
         made = all_tables(load_runs(results), None, claims, whole_corpus(folder))
         small = row(made["variants"], "Mamba-Mel Small")
-        assert (
-            small[column] == shown and small["measured accuracy, synthetic corpus “beeps” test (%)"] == "92.00 ± 2.83"
-        )
+        assert small[column] == shown and small[MEASURED] == "92.00 ± 2.83"
         assert row(made["variants"], "RetNet-KWS")[column] == "not run"
 
 
@@ -202,12 +209,45 @@ def test_what_does_not_depend_on_the_machine_names_none(results, claims):
 
 
 def test_findings_say_what_the_tables_say(results, claims):
-    facts = collect_facts(load_runs(results), None, claims)
-    text = paper_findings(facts, "beeps")
-    assert "2 of 17 models have been run on: beeps." in text
-    assert "The highest test accuracy: MobileNetV2 0.35 reaches 95.00 % (95 % interval 90.00–99.00, one seed)" in text
-    assert "The lowest test accuracy: Mamba-Mel Small reaches 92.00 ± 2.83 %" in text and "2 seeds" in text
-    assert paper_findings(collect_facts([], None, claims), "beeps") == "- No run has finished yet."
+    text = paper_findings(load_runs(results), None, claims)
+    rows = len([name for name in MODELS if not name.endswith("_as_run")])
+    assert f"2 of {rows} models have been run for 3 epochs on: synthetic corpus “beeps”." in text
+    first = "The highest test accuracy: MobileNetV2 0.35 reaches 95.00 % after 3 epochs (95 % interval 90.00–99.00, one"
+    assert f"{first} seed; n = 60, effective n " in text
+    assert "The lowest test accuracy: Mamba-Mel Small reaches 92.00 ± 2.83 %" in text and "2 seeds; n = 60" in text
+    assert paper_findings([], None, claims) == "- No run has finished yet."
+
+
+def longer(model, seed, accuracy, epochs):
+    return a_run(model, seed, accuracy) | {"training": {"epochs": epochs, "precision": "float32"}}
+
+
+def test_runs_of_different_epochs_have_columns_and_sentences_of_their_own(claims):
+    runs = [longer(*of) for of in (("kwt_1", 0, 0.8, 20), ("kwt_1", 1, 0.82, 20), ("kwt_1", 0, 0.9, 60))]
+    runs = [run | {"history": [], "timing": {}} for run in [*runs, longer("ds_cnn", 0, 0.7, 20)]]
+    df, caption = paper_tables(runs, None, claims)["comparison"]
+    kwt, on = row((df, caption), "KWT-1"), "measured accuracy, synthetic corpus “beeps” test (%), after"
+    assert kwt[f"{on} 20 epochs"] == "81.00 ± 1.41" and kwt[f"{on} 60 epochs"] == "90.00"
+    other = row((df, caption), "DS-CNN-L")
+    assert other[f"{on} 20 epochs"] == "70.00" and other[f"{on} 60 epochs"] == "not run"
+    assert "after 20 or 60 epochs" in caption and "epochs" not in df.columns
+    text = paper_findings(runs, None, claims)
+    assert "KWT-1 reaches 81.00 ± 1.41 % after 20 epochs" in text and "KWT-1 reaches 90.00 % after 60 epochs" in text
+
+
+def test_recipes_of_their_own_epochs_stand_in_one_column_beside_the_number(claims):
+    runs = [longer("kwt_1", 0, 0.8, 5) | {"timing": {}}, longer("ds_cnn", 0, 0.7, 7) | {"timing": {}}]
+    df, caption = paper_tables(runs, None, claims)["comparison"]
+    assert list(df.set_index("model").loc[["KWT-1", "DS-CNN-L"], "epochs"]) == ["5", "7"]
+    assert any("after 5 to 7 epochs" in column for column in df.columns)
+
+
+def test_a_row_as_run_stands_after_its_model_once_it_is_run(tmp_path, claims):
+    folder = a_folder(tmp_path / "quick", [a_run("mamba_mel_small_as_run", 0, 0.9)])
+    made = paper_tables(load_runs(folder), None, claims)
+    assert list(made["variants"][0]["model"])[:3] == ["Mamba-Mel Small", "Mamba-Mel Small, as run", "Mamba-Mel Medium"]
+    small, as_run = (row(made["variants"], f"Mamba-Mel Small{kind}")["why they differ"] for kind in ("", ", as run"))
+    assert "twice the frames" in small and "twice the frames" not in as_run
 
 
 def test_a_model_of_somebody_else_has_a_row_of_its_own(tmp_path, claims):

@@ -86,6 +86,11 @@ def test_v2_12_without_noise():
         select(corpus_of(V2_35, noise_seconds=5), "v2-12", "testing")
 
 
+def test_without_noise_every_key_that_asks_for_it_is_named():
+    with pytest.raises(KwsError, match="set background_snr and background_volume to null"):
+        noise_of(corpus_of(["up"], noise_seconds=0), "training")
+
+
 def test_clips_of_another_length_are_refused():
     corpus = corpus_of(["up"])
     corpus.waves = corpus.waves[:, :8000]

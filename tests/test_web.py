@@ -13,7 +13,6 @@ import pytest
 import torch
 
 WORDS = ("yes", "stop", "happy", "left", "zero")
-THRESHOLD, REFRACTORY = 1.5, 1.5  # the page's own, of a classifier
 
 
 @pytest.fixture(scope="module")
@@ -70,25 +69,6 @@ def spoken(real_clips, tmp_path_factory):
     return path, wave, spotter
 
 
-def spotted_by_python(spotter, wave):
-    """[(time s, label), …]: the rule of events, on PyTorch's logits of the whole wave at once."""
-    from kwslib.export.stream import StreamGraph, at_once
-    from kwslib.export.write import ends
-    from kwslib.spotter import log_odds
-
-    graph = StreamGraph(spotter)
-    rows = ends(graph, len(wave) // graph.chunk)
-    odds = log_odds(at_once(spotter, torch.from_numpy(wave)[None])[0], False).numpy()[rows[rows >= 0]]
-    found, until = [], {}
-    for i in range(1, len(odds)):
-        at = (i + 1 + (rows < 0).sum()) * graph.chunk / 16000
-        for k in np.flatnonzero(odds[i - 1 : i + 1].mean(0) >= THRESHOLD):
-            if at >= until.get(k, 0):
-                found.append((at, spotter.labels[k]))
-                until[k] = at + REFRACTORY
-    return found
-
-
 def open_browser(wave):
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     browser = shutil.which("chromium") or shutil.which("google-chrome")
@@ -117,8 +97,8 @@ def wait_for(browser, condition, seconds):
 def test_the_page_spots_what_python_spots(site, spoken, tmp_path):
     address, _ = site
     path, wave, spotter = spoken
-    expected = spotted_by_python(spotter, wave)
-    assert [word for _, word in expected] == list(WORDS)
+    expected = spotter.spot(path, mode="carried")
+    assert [event.word for event in expected] == list(WORDS)
     browser = open_browser(path)
     try:
         browser.get(address)
@@ -137,7 +117,7 @@ def test_the_page_spots_what_python_spots(site, spoken, tmp_path):
     finally:
         browser.quit()
     assert [event["label"] for event in found] == list(WORDS) == rows[::-1]
-    shifts = [event["time"] - at for event, (at, _) in zip(found, expected)]
+    shifts = [event["time"] - by_python.time for event, by_python in zip(found, expected)]
     assert max(shifts) - min(shifts) < 0.35  # the file begins when the microphone opens
     assert drawn > 20
     assert set(QuietHandler.asked[loaded:]) <= {"GET /recorder.js"}  # nothing is sent, and nothing else fetched

@@ -6,17 +6,11 @@ const $ = (id) => document.getElementById(id);
 const model = new URLSearchParams(location.search).get("model") ?? "model"; // model.onnx and model.json
 const kws = (window.kws = { events: [], decisions: 0, milliseconds: 0, error: null, state: "loading" });
 
-// Thresholds of a detector are listed by false alarms an hour: take that for one. A classifier has none.
-function thresholdOf(card) {
-  const listed = card.detector?.thresholds;
-  return listed ? (listed["1"] ?? Object.values(listed)[0]) : 1.5;
-}
-
 async function load() {
   ort.env.wasm.numThreads = 1; // more need headers that a plain static server does not send
   const card = await (await fetch(`${model}.json`)).json();
   const session = await ort.InferenceSession.create(`${model}.onnx`);
-  const rule = new Rule(card, thresholdOf(card));
+  const rule = new Rule(card);
   showThreshold(rule);
   showLabels(card.labels);
   $("listen").onclick = () => listen(card, session, rule).catch(fail);

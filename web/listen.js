@@ -63,11 +63,10 @@ export class Graph {
 }
 
 // Scores to events. A score is a log-odds, the mean over the last `smooth` decisions; an event is a score at or above the
-// threshold (a number, or one for each label), no sooner than `refractory` seconds after the last of that label.
+// threshold (a number, or one for each label), no sooner than refractory_s seconds after the last of that label.
 export class Rule {
-  constructor(card, threshold) {
-    Object.assign(this, { card, threshold });
-    this.refractory = card.detector?.refractory_s ?? 1.5;
+  constructor(card) {
+    Object.assign(this, { card, threshold: card.threshold });
     this.last = [];
     this.until = {};
   }
@@ -84,7 +83,7 @@ export class Rule {
       const score = this.last.reduce((sum, odds) => sum + odds[i], 0) / this.last.length;
       const least = typeof this.threshold === "number" ? this.threshold : this.threshold[label];
       if (label.startsWith("_") || !(score >= least) || decision.time < (this.until[label] ?? 0)) return [];
-      this.until[label] = decision.time + this.refractory;
+      this.until[label] = decision.time + this.card.refractory_s;
       return [{ time: decision.time, label, score }];
     });
   }

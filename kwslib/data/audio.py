@@ -16,6 +16,9 @@ CHANNELS = 8  # more are taken for a batch of recordings, whose mean says nothin
 FAR = 8.0  # a sample beyond this was never on the scale [-1, 1]
 CUT = "truncated: it ends before its header says"
 NOTHING = np.zeros(0, np.float32)
+# Of WAV, AIFF, RF64, Wave64 and AU: where the number of bytes stands, in which order, and how many more there are.
+HEADERS = {b"RIFF": (4, 8, "little", 8), b"FORM": (4, 8, "big", 8), b"RF64": (20, 28, "little", 8)}
+HEADERS |= {b"riff": (16, 24, "little", 0), b".snd": (8, 12, "big", None)}
 
 
 class Unreadable(KwsError):
@@ -58,21 +61,26 @@ def to_mono(samples, name="the wave"):
         wave = (wave.astype(np.float32) - np.float32(zero)) / np.float32(scale)
     elif wave.dtype.kind != "f":
         raise Unreadable(f"{name} holds {wave.dtype} values; give floats in [-1, 1], int16, int32 or uint8")
-    peak = max(wave.max(), -wave.min())
-    if not np.isfinite(peak):
-        raise Unreadable(f"{name} holds NaN or infinite samples; record or convert it again")
-    if peak > FAR:
-        raise Unreadable(f"{name} has a sample of {peak:g}, far outside [-1, 1]; divide by full scale, or give int16")
+    check_level(wave, f"{name} ")
     wave = np.asarray(wave, np.float32)
     return wave if wave.ndim == 1 else wave.mean(axis=0 if wave.shape[0] <= wave.shape[1] else 1)
+
+
+def check_level(wave, name=""):
+    """Raise Unreadable where a sample is no number, or was never on the scale [-1, 1]."""
+    peak = max(wave.max(), -wave.min())
+    if not np.isfinite(peak):
+        raise Unreadable(f"{name}holds NaN or infinite samples; record or convert it again")
+    if peak > FAR:
+        raise Unreadable(f"{name}has a sample of {peak:g}, far outside [-1, 1]; divide by full scale, or give int16")
 
 
 # -- decoding and resampling
 
 
 def decode(source, seconds=None):
-    """Path or bytes of a sound file -> float32 (n,), mono, 16 kHz, finite; at most its first `seconds`. Any format,
-    rate from 4 to 192 kHz and number of channels that libsndfile reads. Raises Unreadable, also for a file cut off."""
+    """Path or bytes of a sound file -> float32 (n,), mono, 16 kHz, finite; at most its first `seconds`. Any format that
+    libsndfile reads, rate from 4 to 192 kHz, up to 8 channels. Raises Unreadable, also for a file cut off."""
     return np.concatenate([*stream(source, seconds)])
 
 
@@ -89,20 +97,27 @@ def stream(source, seconds=None):
                 rate = check_rate(file.samplerate)
                 if file.frames < 1:
                     raise Unreadable("holds no samples")
+                if file.channels > CHANNELS:
+                    raise Unreadable(f"has {file.channels} channels, more than {CHANNELS}; mix them down")
                 blocks = _blocks(file, min(file.frames, int(seconds * rate)) if seconds else file.frames)
                 yield from blocks if rate == SAMPLE_RATE else _resampled(blocks, rate)
     except Unreadable:
         raise
-    except (OSError, soundfile.SoundFileError, TypeError, ValueError, MemoryError) as e:  # TypeError: a name in .raw
+    except OSError as e:
+        raise Unreadable(f"not to be read: {e.strerror or e}") from None
+    except (soundfile.SoundFileError, TypeError, ValueError, MemoryError) as e:  # TypeError: a name in .raw
         raise Unreadable(f"not audio that libsndfile reads ({getattr(e, 'error_string', e)})") from None
 
 
 def _cut(raw):
-    """Whether a WAV or Ogg file was cut off, of which libsndfile says nothing: a WAV's header promises more bytes than
-    there are; an Ogg's last page must say that it is the last, and be whole."""
-    start, size = raw.read(8), raw.seek(0, os.SEEK_END)
-    if start[:4] == b"RIFF":
-        return size - 8 < int.from_bytes(start[4:], "little") < 0xFFFFFFF7  # above: a stream's
+    """Whether a file was cut off, of which libsndfile says nothing: the header of WAV and its kin promises more bytes
+    than there are; an Ogg's last page must say that it is the last, and be whole."""
+    start, size = raw.read(28), raw.seek(0, os.SEEK_END)
+    if start[:4] in HEADERS:
+        first, end, order, more = HEADERS[start[:4]]
+        promised = int.from_bytes(start[first:end], order)
+        more = int.from_bytes(start[4:8], order) if more is None else more  # of AU: where the samples begin
+        return size - more < promised < (1 << 8 * (end - first)) - 9  # above: a stream's
     if start[:4] == b"OggS":
         raw.seek(max(0, size - (1 << 17)))  # a page has 64 KiB at most
         tail = raw.read()
@@ -115,13 +130,12 @@ def _blocks(file, frames):
     """The next `frames` frames of an open file, mono, in blocks of a minute. Raises Unreadable."""
     while frames > 0:
         wanted = min(frames, BLOCK * file.samplerate)
-        block = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
+        block = file.read(wanted, dtype="float32", always_2d=True)
         if len(block) < wanted:
             raise Unreadable(CUT)
-        if not np.isfinite(block).all():
-            raise Unreadable("holds NaN or infinite samples")
+        check_level(block)
         frames -= wanted
-        yield block
+        yield block.mean(axis=1)
 
 
 def check_rate(rate):
@@ -130,7 +144,7 @@ def check_rate(rate):
     if isinstance(rate, Real) and 4000 <= rate <= 192_000 and rate == int(rate):
         if np.gcd(int(rate), SAMPLE_RATE) >= 5:  # the filters of other rates take gigabytes
             return int(rate)
-    raise Unreadable(f"sample_rate is {rate!r}; give a whole number of Hz, 4,000 to 192,000, that 5 or 8 divides")
+    raise Unreadable(f"sample_rate is {rate!r:.60}; give a whole number of Hz, 4,000 to 192,000, that 5 or 8 divides")
 
 
 def resample(wave, rate):

@@ -49,6 +49,8 @@ class WaveToSpec(nn.Module):
             raise KwsError(f"n_mfcc is {n_mfcc}, more than the {n_mels} mel bands that n_mels gives")
         if self.win_length > n_fft:
             raise KwsError(f"win_length is {win_length}, more than the {n_fft} samples of n_fft; raise n_fft")
+        if n_fft > 512 * hop_length:  # gigabytes of spectra
+            raise KwsError(f"hop_length is {hop_length}, too short for windows of {n_fft} samples; raise it")
         self.options = dict(
             kind=kind, n_mels=n_mels, n_mfcc=n_mfcc, n_fft=n_fft, hop_length=hop_length, top_db=top_db,
             win_length=win_length, pad_mode=pad_mode, center=center, scale=scale,

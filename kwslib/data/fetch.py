@@ -6,10 +6,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from kwslib.io import KwsError, file_hash
+from kwslib.io import KwsError, file_hash, locked
+
+KINDS = ("md5", "sha1", "sha256", "sha512")  # of checksums
 
 
 def progress(total, what, done=0, unit="clip"):
@@ -19,11 +23,33 @@ def progress(total, what, done=0, unit="clip"):
     return tqdm(total=total, desc=what, initial=done, unit=unit, unit_scale=True, **redrawn)
 
 
+def name_of(url):
+    """The name of the file that a URL is of. Raises KwsError for what is no such URL."""
+    try:
+        parts = urlsplit(url)
+        name = PurePosixPath(parts.path).name
+        if parts.scheme in ("http", "https") and parts.hostname and name.strip(".") and name.isprintable():
+            return name
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise KwsError(f"url is {url!r:.200}; give that of a file, as in https://example.org/clips.tar.gz")
+
+
 def fetch(url, path, checksums):
     """Download `url` to `path` unless it is there already; verify it either way. Raises KwsError.
 
     checksums: {kind: hex digest}. Until it is verified, the file is called `<path>.part`."""
-    part = path if path.exists() else download(url, path.with_name(path.name + ".part"))
+    if odd := [kind for kind in checksums if kind not in KINDS]:
+        raise KwsError(f"checksum {odd[0]!r} is not known; give {', '.join(KINDS)}")
+    if path.exists():
+        return verify(path, path, checksums)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(f".{path.name}.lock"), f"{path} is being fetched by another run"):
+        verify(path if path.exists() else download(url, path.with_name(path.name + ".part")), path, checksums)
+
+
+def verify(part, path, checksums):
+    """Compare the file `part` with its checksums; if they agree, it becomes `path`. Raises KwsError."""
     for kind, right in checksums.items():
         if (found := file_hash(part, kind=kind)) != right:
             if part != path:
@@ -49,7 +75,7 @@ def download(url, part, tries=4):
             if part.stat().st_size >= total:
                 return part
             problem = "the connection ended early"
-        except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException) as e:
+        except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException, ValueError) as e:
             if getattr(e, "code", None) == 416:  # nothing is left to send: the checksum decides
                 return part
             problem = e

@@ -67,7 +67,8 @@ def noise_of(corpus, split):
         noise = np.concatenate(shares[split])
         return noise[: len(noise) // ten * ten].reshape(-1, ten)
     if not (tens := len(corpus.noise) // ten):
-        remedy = f"add sound files to {NOISE}, or leave {SILENCE} out of the task and set background_snr to null"
+        unset = "set background_snr and background_volume to null"
+        remedy = f"add sound files to {NOISE}, or leave {SILENCE} out of the task and {unset}"
         raise KwsError(f"corpus {corpus.root} has less than 10 s of background noise; {remedy}")
     first, last = {"training": (0, 8), "validation": (8, 9), "testing": (9, 10)}[split]
     blocks = corpus.noise[: tens * ten].reshape(tens, ten)

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kwslib.io import SAMPLE_RATE
 from kwslib.scan import BACKENDS, use_backend
+from kwslib.spotter import LISTENING
 
 
 class Spectrum(nn.Module):
@@ -105,6 +107,11 @@ class ClipGraph(nn.Module):
         x = x if self.frontend.kind == "mel" else x @ self.frontend.dct
         logits = self.model(self.normalise(x), None)
         return logits, probabilities(logits, self.detector)
+
+
+def window_of(spotter):
+    """Samples in the window that the model listens by."""
+    return round((LISTENING | spotter.card.get("detector", {}))["window_s"] * SAMPLE_RATE)
 
 
 def probabilities(logits, detector):

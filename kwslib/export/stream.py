@@ -1,20 +1,19 @@
 """A model with a carried state as a graph for one chunk of a stream, and what it must give: the same, all at once.
 
 The graph takes the next `chunk` samples and the state, a row of numbers (zeros at the start), and gives the scores of
-the last second and the next state. In the state lie the last samples, the borders of every convolution, the states of
-the Mamba blocks and the frames of the last second; so each frame is computed once.
+the last window and the next state. In the state lie the last samples, the borders of every convolution, the states of
+the Mamba blocks and the frames of the last window; so each frame is computed once.
 
-A clip's features have a floor below its loudest frame: in a stream, below the loudest of the last second."""
+The scores are of mode "carried" of kwslib.stream, at times that the strides of the convolutions choose."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from kwslib.data.features import WaveToSpec
-from kwslib.export.graph import Spectrum, levels, probabilities
-from kwslib.io import CLIP, SAMPLE_RATE, KwsError
-from kwslib.models.layers import ConvFrontEnd, LinearFrontEnd, SequenceKWS, StridedFrontEnd
-from kwslib.models.mamba import MambaBlock
+from kwslib.export.graph import Spectrum, levels, probabilities, window_of
+from kwslib.io import SAMPLE_RATE, KwsError
+from kwslib.models.layers import Carried
 
 HOP = SAMPLE_RATE // 10  # samples in a chunk, as nearly as the strides allow
 SILENT = 100.0  # dB below full scale: the least that `levels` gives
@@ -62,7 +61,7 @@ class Tape:
 
 
 class StreamGraph(nn.Module):
-    """chunk (B, `chunk` samples), state (B, `size`) -> logits and probabilities (B, labels) of the second before, and
+    """chunk (B, `chunk` samples), state (B, `size`) -> logits and probabilities (B, labels) of the window before, and
     the next state.
 
     The first chunks speak of frames before the stream, which count as nothing. Raises KwsError for a model without
@@ -74,15 +73,15 @@ class StreamGraph(nn.Module):
         super().__init__()
         model, front = spotter.model, spotter.frontend
         named = f"model {spotter.card['model']}"
-        if not isinstance(model, SequenceKWS) or not isinstance(model.blocks[0], MambaBlock):
+        if not Carried.fits(model):
             raise KwsError(f"{named} carries no state; leave out --streaming, and give it a window every 100 ms")
         if spotter.normalise.kind == "clip":
             raise KwsError(f"{named} normalises each clip by its own mean, which no stream has; leave out --streaming")
         self.spectrum, self.front, self.model, self.normalise = Spectrum(front), front, model, spotter.normalise
-        self.detector = "detector" in spotter.card
-        stride = {ConvFrontEnd: 2, StridedFrontEnd: 4, LinearFrontEnd: 1}[type(model.frontend)]
-        self.step = front.hop_length * stride  # samples from one frame of the blocks to the next
-        self.second = CLIP // self.step
+        self.layers, self.detector = list(model.frontend.layers_over_time()), "detector" in spotter.card
+        self.step = front.hop_length * model.frontend.stride  # samples from one frame of the blocks to the next
+        window = window_of(spotter)
+        self.mean, self.span = round(window / self.step), front.frames(window)  # frames of blocks and of features in it
         self.frames = max(1, round(HOP / self.step))  # of the blocks, in a chunk
         self.chunk, self.delay = self.frames * self.step, 0
         with torch.no_grad():
@@ -98,12 +97,11 @@ class StreamGraph(nn.Module):
 
     def _run(self, chunk, tape):
         x = self.normalise(self._features(chunk, tape))
-        if not isinstance(self.model.frontend, LinearFrontEnd):
-            x = x[:, None]
-            for conv, after, pool in self._convolutions():
-                x = self._convolution(x, conv, after, pool, tape)
-            x = x.permute(0, 2, 1, 3).flatten(2)
-        x = self.model.frontend.project(x)
+        x = x[:, None]  # (B, channels, frames, bands)
+        for layer, kernel, stride, padding in self.layers:
+            x = x * tape.valid(x.shape[2])[:, None, :, None]
+            x = layer(tape.join(x, tape.border(kernel, stride, padding), 2))
+        x = self.model.frontend.project(x.permute(0, 2, 1, 3).flatten(2))
         alive = (tape.age * self.frames + tape.first >= 0).float()
         for block in self.model.blocks:
             mixer = block.mixer
@@ -111,8 +109,8 @@ class StreamGraph(nn.Module):
             x, (past, h) = block(x, state, True)
             tape.keep(past * alive[..., None])
             tape.keep(h * alive[..., None])
-        x = tape.join(self.model.head.norm(x) * tape.valid(self.frames)[..., None], self.second - self.frames)
-        heard = (tape.age * self.frames + tape.first + self.frames).clamp(1, self.second)
+        x = tape.join(self.model.head.norm(x) * tape.valid(self.frames)[..., None], self.mean - self.frames)
+        heard = (tape.age * self.frames + tape.first + self.frames).clamp(1, self.mean)
         return self.model.head.classify(x.sum(1) / heard)
 
     def _features(self, chunk, tape):
@@ -123,48 +121,25 @@ class StreamGraph(nn.Module):
         x = levels(front, self.spectrum(wave))
         if front.scale == "db":
             peaks = (x.amax(2) + SILENT) * tape.valid(x.shape[1])
-            second = CLIP // front.hop_length
-            peaks = F.max_pool1d(tape.join(peaks, second)[:, None], second + 1, 1)[:, 0]
+            peaks = F.max_pool1d(tape.join(peaks, self.span - 1)[:, None], self.span, 1)[:, 0]
             x = torch.maximum(x, peaks[..., None] - SILENT - front.top_db)
         return x if front.kind == "mel" else x @ front.dct
-
-    def _convolutions(self):
-        """(convolution, what follows it, pooling after that or None) of the front-end."""
-        front = self.model.frontend
-        if isinstance(front, StridedFrontEnd):
-            return [(layer[0], layer[1:], None) for layer in front.layers]
-        pairs = [(stage, pool) for stage, pool in zip(front.stages, ((2, 2), (1, 2)))]
-        return [
-            (stage[i], nn.Sequential(stage[i + 1], nn.SiLU()), pool if i else None)
-            for stage, pool in pairs
-            for i in (0, 2)
-        ]
-
-    def _convolution(self, x, conv, after, pool, tape):
-        """x (B, channels, frames, bands), chunk by chunk what the layer gives of all frames."""
-        x = x * tape.valid(x.shape[2])[:, None, :, None]
-        before = tape.border(conv.kernel_size[0], conv.stride[0], conv.padding[0])
-        x = after(F.conv2d(tape.join(x, before, 2), conv.weight, conv.bias, conv.stride, (0, conv.padding[1])))
-        if pool:
-            before = tape.border(pool[0], pool[0], 0)
-            x = F.max_pool2d(tape.join(x, before, 2), pool)
-        return x
 
 
 @torch.no_grad()
 def at_once(spotter, waves):
-    """Logits (B, T, labels) of the second before each frame of the blocks, of whole waves (B, N), computed without any
+    """Logits (B, T, labels) of the window before each frame of the blocks, of whole waves (B, N), computed without any
     chunks: what the graph must give. The last frames lack what comes after them; they are not to be compared."""
     model, front = spotter.model, WaveToSpec(**spotter.frontend.options | {"pad_mode": "constant"})
+    span, mean = (graph := StreamGraph(spotter)).span, graph.mean
     x = levels(front, front.power(waves))
     if front.scale == "db":
-        second = CLIP // front.hop_length
-        peaks = F.max_pool1d(F.pad(x.amax(2)[:, None], (second, 0), value=-SILENT), second + 1, 1)[:, 0]
+        peaks = F.max_pool1d(F.pad(x.amax(2)[:, None], (span - 1, 0), value=-SILENT), span, 1)[:, 0]
         x = torch.maximum(x, peaks[..., None] - front.top_db)
     x, _ = model.frontend(spotter.normalise(x if front.kind == "mel" else x @ front.dct), None)
     for block in model.blocks:
         x = block(x)
     total = F.pad(model.head.norm(x).double().cumsum(1), (0, 0, 1, 0))
     ends = torch.arange(1, total.shape[1])
-    starts = (ends - StreamGraph(spotter).second).clamp_min(0)
+    starts = (ends - mean).clamp_min(0)
     return model.head.classify(((total[:, ends] - total[:, starts]) / (ends - starts)[:, None]).float())

@@ -11,10 +11,11 @@ import torch
 from kwslib.data.audio import Unreadable, decode, to_float
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import select
-from kwslib.export.graph import ClipGraph, plain, unrolled
+from kwslib.export.graph import ClipGraph, plain, unrolled, window_of
 from kwslib.export.stream import StreamGraph, at_once
 from kwslib.io import SAMPLE_RATE, KwsError, replacing, write_json
 from kwslib.spotter import LISTENING, load
+from kwslib.stream import CLASSIFIER, threshold_of
 
 CLOSE = 1e-3  # largest difference of a logit from PyTorch's
 BATCH = 16
@@ -64,7 +65,7 @@ def needed():
 
 def clips_of(spotter, source):
     """(waves float32 (n, window), targets (n,) or None, what they are) from a packed corpus, a folder or nothing."""
-    window = round(listening(spotter)["window_s"] * SAMPLE_RATE)
+    window = window_of(spotter)
     if source is None:
         g = torch.Generator().manual_seed(0)
         t, loud = torch.arange(window) / SAMPLE_RATE, torch.logspace(-3, -0.5, 16)[:, None]
@@ -95,19 +96,17 @@ def fit(waves, window):
     return torch.nn.functional.pad(waves, (0, window - waves.shape[1]))
 
 
-def listening(spotter):
-    return LISTENING | spotter.card.get("detector", {})
-
-
 def describe(spotter, graph):
-    """What a program must know of the graph to use it: names, sizes in samples at 16 kHz, labels, how to listen."""
-    how = listening(spotter)
+    """What a program must know of the graph to use it: names, sizes in samples at 16 kHz, labels, and when a word is
+    heard (see kwslib.stream): `threshold` is a log-odds, or one for each label."""
+    detector = spotter.card.get("detector", {})
+    how = LISTENING | CLASSIFIER | detector | {"threshold": threshold_of(detector, None)}
     card = {"model": spotter.card["model"], "labels": spotter.labels, "sample_rate": SAMPLE_RATE}
-    card |= {"inputs": graph.inputs, "outputs": graph.outputs, "detector": spotter.card.get("detector")}
-    card |= {"smooth": how["smooth"], "hop_s": how["hop_s"]}
+    card |= {"detector": bool(detector), "inputs": graph.inputs, "outputs": graph.outputs}
+    card |= {key: how[key] for key in ("window_s", "hop_s", "smooth", "threshold", "refractory_s")}
     if isinstance(graph, StreamGraph):
         return card | {"streaming": True, "samples": graph.chunk, "state": graph.size, "frames": graph.frames}
-    return card | {"streaming": False, "samples": round(how["window_s"] * SAMPLE_RATE)}
+    return card | {"streaming": False, "samples": window_of(spotter)}
 
 
 def to_onnx(graph, *sizes):

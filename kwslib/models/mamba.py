@@ -49,6 +49,29 @@ class Mamba(nn.Module):
         self.D = nn.Parameter(torch.ones(self.d_inner))
         self.A_log.no_decay = self.D.no_decay = self.dt_proj.bias.no_decay = True
 
+    @classmethod
+    def from_module(cls, module, scan_backend=None):
+        """A Mamba with copies of the weights of `mamba_ssm.Mamba`, mambapy's MambaBlock or transformers' MambaMixer.
+
+        Their sizes, dtype and device stay. Raises KwsError for a module that computes something else: a weight is
+        missing, left over or of another shape (Mamba-2, biased projections), or there are layers in between."""
+        theirs, name = module.state_dict(), type(module).__name__
+        layers = {k for k, v in module.named_children() if not (k == "act" and type(v).__name__.startswith("SiLU"))}
+        needs = {"A_log": 2, "in_proj.weight": 2, "conv1d.weight": 3, "dt_proj.weight": 2}
+        if layers != {"in_proj", "conv1d", "x_proj", "dt_proj", "out_proj"} or any(
+            k not in theirs or theirs[k].ndim != dims for k, dims in needs.items()
+        ):
+            raise KwsError(f"{name} is not a plain Mamba mixer: it has {', '.join(sorted(layers)) or 'no layers'}")
+        (inner, state), (_, size), (_, rank) = (theirs[k].shape for k in ("A_log", "in_proj.weight", "dt_proj.weight"))
+        made = cls(size, state, theirs["conv1d.weight"].shape[2], inner // size, rank, scan_backend=scan_backend)
+        ours = dict(made.named_parameters())
+        for key in sorted(ours | theirs):
+            there, here = (tuple(side[key].shape) if key in side else "absent" for side in (theirs, ours))
+            if there != here:
+                raise KwsError(f"{name}.{key} is {there} where a Mamba of its size has {here}: its weights do not fit")
+            ours[key].data = theirs[key].detach().clone()
+        return made
+
     def forward(self, x, state=None, return_state=False):
         """(b, l, d_model) -> the same, or (y, state) where `return_state` is set.
 

@@ -22,8 +22,8 @@ SERIAL = 1 << 19  # batch x length x channels x state below which waking a threa
 def cpu_scan(*arguments):
     """Arguments and result of reference_scan; CPU tensors of float32, bfloat16 or float16.
 
-    Everything is computed in float32. Differentiable once. Compiles (seconds) on the first call on a machine; Numba
-    keeps the result beside this file or in the user's cache folder."""
+    Everything is computed in float32. Compiles (seconds) on the first call on a machine; Numba keeps the result beside
+    this file or in the user's cache folder."""
     y, last_state = _scan(*(t.float() if isinstance(t, torch.Tensor) else t for t in arguments))
     return y.to(arguments[0].dtype), last_state
 

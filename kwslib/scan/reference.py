@@ -32,6 +32,7 @@ from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
 
 def selective_scan(
@@ -45,6 +46,9 @@ def selective_scan(
     state); D, delta_bias (channels,); initial_state and last_state (batch, channels, state). y has the shape and dtype
     of u; the arithmetic and last_state are float32, or float64 where an input is float64.
 
+    torch.jit.trace, both ONNX exporters (unrolled to the length of their example) and forward-mode derivatives get the
+    plain loop, and so do derivatives of derivatives.
+
     backend: a name in BACKENDS; None for what `use_backend` says, else the fastest that fits. Raises ValueError on
     sizes that do not fit each other, an unknown layout, or a backend that cannot take these tensors."""
     if layout not in ("bdl", "bld"):
@@ -52,6 +56,8 @@ def selective_scan(
     _check_shapes(u, delta, A, B, C, D, z, delta_bias, initial_state, layout)
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     backend = _check_backend(backend) or _chosen
+    if _plain_operations_wanted():
+        backend = "reference"
     if backend is None:
         backend = next(name for name, (fits, _) in BACKENDS.items() if fits(tensors, False))
     elif not BACKENDS[backend][0](tensors, True):
@@ -74,6 +80,13 @@ def use_backend(name):
         yield
     finally:
         _chosen = before
+
+
+def _plain_operations_wanted():
+    """While a graph is made that cannot hold a kernel of ours, where its result would go in as a constant; and in
+    forward-mode differentiation (torch.func.jvp, jacfwd, hessian), where its result would carry no tangent."""
+    exporting = torch.jit.is_tracing() or torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    return exporting or forward_ad._current_level >= 0
 
 
 def _check_backend(name):

@@ -62,7 +62,7 @@ def _backward(u, delta, A, B, C, D, z, bias, initial, softplus, kept, grad_y, gr
     return du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial
 
 
-# Arguments and result of reference_scan; tensors of float32, bfloat16 or float16 on one GPU, differentiable once.
+# Arguments and result of reference_scan; tensors of float32, bfloat16 or float16 on one GPU.
 # Compiles (seconds) for new dtypes, state size or absent arguments; Triton keeps that in the user's cache folder.
 triton_scan = scan_operator("scan_triton", _forward, _backward, CHUNK)
 

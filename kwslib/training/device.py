@@ -28,6 +28,8 @@ class Place:
             self.precision = "fp16"
             if self.device.type != "cuda":
                 raise KwsError(f"precision is fp16 but device is {self.device}; set precision to auto, or use a GPU")
+        if self.world == 1 and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
+            self.note("accelerate launch --cpu starts one process; torchrun --nproc_per_node N starts several on CPUs")
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.precision == "fp16")
 
     def autocast(self):

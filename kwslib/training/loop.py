@@ -8,6 +8,7 @@
 and while the run lasts `resume.safetensors`. Kill it at any moment: the same command continues after the last whole
 epoch and, on the CPU, ends with the same bits. All randomness is a function of (seed, epoch)."""
 
+import contextlib
 import math
 import sys
 import time
@@ -17,13 +18,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kwslib.checkpoint import frontend_of
+from kwslib.checkpoint import frontend_of, start_from
 from kwslib.data.augment import Augment, SpecMask
 from kwslib.data.batches import Batches, epoch_seed
 from kwslib.data.corpus import load_corpus
 from kwslib.data.features import Normalise
 from kwslib.data.tasks import noise_of, select
-from kwslib.io import KwsError
+from kwslib.io import CLIP, KwsError, locked
 from kwslib.models.registry import build
 from kwslib.training.device import Place
 from kwslib.training.distil import soft_targets
@@ -32,10 +33,19 @@ from kwslib.training.resume import CHECKPOINT, RESUME, Run, finished_run, recipe
 
 
 def train(config, progress=True):
-    """Train `config.model` to the end, continuing what `config.out` holds. Returns the checkpoint's card."""
+    """Train `config.model` to the end, continuing what `config.out` holds. Returns the checkpoint's card.
+
+    Raises KwsError, also where another run trains into `config.out`."""
     place, corpus, out = Place(config), load_corpus(config.corpus), Path(config.out)
-    card = {"model": config.model, "recipe": recipe_of(config), "corpus": corpus.origin()}
     out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is refused now, not after the first epoch
+    busy = f"{out} is being trained by another run"
+    with locked(out / ".lock", busy) if place.first else contextlib.nullcontext():
+        return train_in(out, config, place, corpus, progress)
+
+
+def train_in(out, config, place, corpus, progress):
+    """`train`, in a folder that is this run's alone."""
+    card = {"model": config.model, "recipe": recipe_of(config), "corpus": corpus.origin()}
     if done := finished_run(out, card):
         place.note(f"{out / CHECKPOINT} is trained already")
         return done
@@ -44,14 +54,15 @@ def train(config, progress=True):
     torch.manual_seed(config.seed)
     frontend = frontend_of(config).to(place.device)
     model = build(config.model, len(training.labels), **config.model_options).to(place.device)
-    run = Run(model, make_optimizer(model, config, place.device), place.scaler, config.ema, card)
+    try_out(model, frontend, config.model)
+    given, start = start_from(config.init, model, frontend, training.labels) if config.init else ((), None)
+    run = Run(model, make_optimizer(model, config, place.device, given), place.scaler, config.ema, card)
     if run.load(out / RESUME):
         place.note(f"continuing {config.model} after epoch {run.epoch}")
     else:
         if (out / RESUME).exists():
             place.note(f"{out / RESUME} is of another recipe or corpus; starting from scratch")
-        kind, measured = config.normalise, config.normalise == "corpus"
-        normalise = Normalise.measure(training, frontend, device=place.device) if measured else Normalise(kind=kind)
+        normalise = start or normalise_of(config, training, frontend, place.device)
         run.card |= {"labels": training.labels, "features": frontend.options}
         run.card["normalisation"] = normalise.options
     normalise = Normalise(**run.card["normalisation"])
@@ -87,8 +98,31 @@ def train(config, progress=True):
     return run.card
 
 
+def normalise_of(config, training, frontend, device):
+    """The normalisation that the recipe asks for, measured on the training clips where it is the corpus'."""
+    if config.normalise == "corpus":
+        return Normalise.measure(training, frontend, device=device)
+    return Normalise(kind=config.normalise)
+
+
+def try_out(model, frontend, name):
+    """Raise KwsError where the model cannot read such features: some need a number of bands, or of frames."""
+    shape = (1, frontend.frames(CLIP), frontend.n_features)
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(shape, device=frontend.mel.device), None)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as e:
+        why = str(e).split("\n")[0]
+        remedy = "change n_mels, n_mfcc or hop_length, or model_options"
+        raise KwsError(f"model {name} cannot read {shape[1]} frames of {shape[2]} features ({why}); {remedy}") from e
+
+
 def training_batches(config, place, corpus, training, frontend, normalise):
     """The training split as the recipe wants it: augmented, masked, and with its teachers' targets."""
+    if (clips := min(config.batch_size, len(training.targets))) < place.world:
+        raise KwsError(f"batch_size gives {clips} clips to {place.world} processes; raise it, or start fewer")
     noisy = config.background_snr is not None or config.background_volume is not None
     background = torch.from_numpy(noise_of(corpus, "training").flatten()) if noisy else None
     augment = Augment(
@@ -116,7 +150,7 @@ def train_epoch(model, optimizer, batches, epoch, config, rates, place, average=
     with progress_bar(len(batches), f"{config.model} {epoch + 1}/{config.epochs}", progress and place.first) as bar:
         for i, (inputs, targets, lengths) in enumerate(batches.epoch(epoch)):
             for group in optimizer.param_groups:
-                group["lr"] = rates[i]
+                group["lr"] = rates[i] * group.get("share", 1)
             if config.mixup:  # pairs of clips, blended (Zhang et al. 2018); accuracy is that of the louder ones
                 share = rng.beta(config.mixup, config.mixup)
                 share, other = max(share, 1 - share), torch.from_numpy(rng.permutation(len(targets))).to(device)

@@ -6,9 +6,21 @@ import math
 import torch
 
 
-def make_optimizer(model, config, device):
-    """`config.optimizer` over the weights of `model`, which decay as `config.decay` says; sgd has momentum 0.9."""
+def make_optimizer(model, config, device, given=()):
+    """`config.optimizer` over the weights of `model`, which decay as `config.decay` says; sgd has momentum 0.9.
+
+    given: names of the weights that `config.init` gave: they learn at the share `init_lr` of the rate, or not at 0."""
     groups = parameter_groups(model, config.weight_decay, config.decay)
+    if given and config.init_lr < 1:
+        taken = {id(p) for name, p in model.named_parameters() if name in given}
+        slow = [g | {"params": [p for p in g["params"] if id(p) in taken], "share": config.init_lr} for g in groups]
+        groups = [g | {"params": [p for p in g["params"] if id(p) not in taken]} for g in groups]
+        if config.init_lr:
+            groups += slow
+        else:
+            for group in slow:
+                for p in group["params"]:
+                    p.requires_grad_(False)
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, fused=device.type != "mps")
     if config.optimizer == "sgd":

@@ -1,12 +1,13 @@
 """What makes two runs the same run, and the file with which a killed run continues."""
 
+import json
 import math
 from collections import defaultdict
 
 import torch
 
-from kwslib.checkpoint import read_checkpoint, read_tensors, save_checkpoint, save_tensors
-from kwslib.io import write_csv, write_json
+from kwslib.checkpoint import read_checkpoint, read_tensors, save_checkpoint, save_tensors, seal
+from kwslib.io import KwsError, write_csv, write_json
 from kwslib.machine import machine
 from kwslib.training.config import Config
 from kwslib.training.optim import Average
@@ -22,9 +23,11 @@ def recipe_of(config):
 def same_run(saved, card):
     """Whether recipe and corpus are the same; a key that was unknown when a card was written had its default, and one
     that is unknown now (schedule_epochs) counts where it was set."""
+    if not all(isinstance(saved.get(key), dict) for key in ("recipe", "corpus")):
+        return False
     defaults = recipe_of(Config())
     a, b = ({k: v for k, v in c["recipe"].items() if k in defaults or v is not None} for c in (saved, card))
-    return defaults | a == defaults | b and saved["corpus"]["checksum"] == card["corpus"]["checksum"]
+    return defaults | a == defaults | b and saved["corpus"].get("checksum") == card["corpus"]["checksum"]
 
 
 def finished_run(out, card):
@@ -92,15 +95,19 @@ class Run:
         parts = {"model": self.model.state_dict(), "best": self.best_weights}
         parts["average"] = self.average.weights if self.average else {}
         parts |= {f"moments.{i}": state for i, state in self.optimizer.state_dict()["state"].items()}
-        save_tensors(path, {f"{part}.{k}": v for part, tensors in parts.items() for k, v in tensors.items()}, run=run)
+        tensors = {f"{part}.{k}": v for part, tensors in parts.items() for k, v in tensors.items()}
+        run = json.loads(json.dumps(run))
+        save_tensors(path, tensors, run={**run, "sha256": seal(tensors, run)})
 
     def load(self, path):
         """Continue from what `save` wrote. False without a file of this recipe, corpus and version."""
         if not path.exists():
             return False
         tensors, run = read_tensors(path, "run", f"resume file {path} is damaged", "to train from the start")
-        if set(self.STATE) - run.keys() or not same_run(run["card"], self.card):
+        if not isinstance(run, dict) or set(self.STATE) - run.keys() or not same_run(run["card"], self.card):
             return False
+        if run.get("sha256", whole := seal(tensors, run)) != whole:
+            raise KwsError(f"resume file {path} is damaged (the checksum differs); delete it to train from the start")
         parts = defaultdict(dict)
         for key, tensor in tensors.items():
             part, name = key.split(".", 1)

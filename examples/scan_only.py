@@ -1,15 +1,18 @@
 """Only the scan, in a sequence model of your own: no spotter, no corpus, no recipe.
 
-    python examples/scan_alone.py
+    python examples/scan_only.py
 
 A layer with a selective scan learns to copy the last marked input of a sequence, and then runs one step at a time with
-a carried state.
+a carried state. Where Hugging Face's transformers is installed, a Mamba of theirs trains and writes on the same scan.
 """
+
+import time
+from importlib.util import find_spec
 
 import torch
 from torch import nn
 
-from kwslib.scan import selective_scan
+from kwslib.scan import patch_transformers, selective_scan
 
 
 class Layer(nn.Module):
@@ -53,5 +56,31 @@ def main(steps=150, length=20):
     return loss.item()
 
 
+def language_model():
+    """A step of training on transformers' own scan, and on this one; the text that both write."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(vocab_size=200, hidden_size=64, num_hidden_layers=2, eos_token_id=None))
+    tokens = torch.randint(200, (2, 64))
+
+    def step():
+        model.zero_grad()
+        loss = model.train()(tokens, labels=tokens).loss
+        loss.backward()
+        text = model.eval().generate(tokens[:, :8], max_new_tokens=8, do_sample=False)
+        started = time.perf_counter()
+        model.train()(tokens, labels=tokens).loss.backward()
+        return loss.item(), time.perf_counter() - started, text
+
+    loss, took, text = step()
+    with patch_transformers():  # or once, for good, without `with`
+        our_loss, ours, our_text = step()
+    print(f"transformers: loss {loss:.4f}, {1000 * took:.0f} ms a step; on kwslib's scan: {our_loss:.4f}, ", end="")
+    print(f"{1000 * ours:.0f} ms; same text: {torch.equal(text, our_text)}")
+
+
 if __name__ == "__main__":
     main()
+    if find_spec("transformers"):
+        language_model()
