@@ -17,7 +17,7 @@ WORDS = ("yes", "stop", "happy", "left", "zero")
 
 @pytest.fixture(scope="module")
 def site(root, tmp_path_factory):
-    """(address of the page, folder that is served): its files, and a streaming graph of Mamba-Light."""
+    """Address of the page: its files, and both graphs of Mamba-Light."""
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
     pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
     if not (root / "web/node_modules/onnxruntime-web").is_dir():
@@ -28,11 +28,12 @@ def site(root, tmp_path_factory):
     for path in (root / "web").iterdir():
         if not path.name.startswith("model."):
             (folder / path.name).symlink_to(path)
-    export("mamba_light", folder / "model.onnx", streaming=True)
+    export("mamba_light", folder / "carried.onnx", streaming=True)
+    export("mamba_light", folder / "windows.onnx")
     handler = functools.partial(QuietHandler, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("localhost", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://localhost:{server.server_port}/", folder
+    yield f"http://localhost:{server.server_port}/"
     server.shutdown()
 
 
@@ -94,10 +95,11 @@ def wait_for(browser, condition, seconds):
         time.sleep(0.2)
 
 
-def test_the_page_spots_what_python_spots(site, spoken, tmp_path):
-    address, _ = site
+@pytest.mark.parametrize("mode", ["carried", "windows"])
+def test_the_page_spots_what_python_spots(site, spoken, tmp_path, mode):
+    address = f"{site}?model={mode}"
     path, wave, spotter = spoken
-    expected = spotter.spot(path, mode="carried")
+    expected = spotter.spot(path, mode=mode)
     assert [event.word for event in expected] == list(WORDS)
     browser = open_browser(path)
     try:
@@ -105,7 +107,7 @@ def test_the_page_spots_what_python_spots(site, spoken, tmp_path):
         wait_for(browser, "window.kws?.state === 'ready'", 60)
         loaded = len(QuietHandler.asked)
         browser.find_element("id", "listen").click()
-        enough = len(wave) // 1280 - 12
+        enough = len(wave) // 1600 - 15 if mode == "windows" else len(wave) // 1280 - 12
         wait_for(browser, f"window.kws.decisions >= {enough}", 120)
         found = browser.execute_script("return window.kws.events")
         rows = [row.text.split()[0] for row in browser.find_elements("css selector", "#events li")]
