@@ -23,7 +23,7 @@ NOTEBOOK = $(if $(filter scan,$(PROFILE)),05_scan scan read=../results/scan/scan
 	$(if $(filter beyond,$(PROFILE)),06_beyond subset out=..,04_paper $(PROFILE) out=..))
 
 .NOTPARALLEL:
-.PHONY: help env repro stale prove peers test torture lint figures pages pipelines lock clean profile
+.PHONY: help env repro stale prove peers test torture lint figures pages page pipelines lock clean profile
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,11 @@ figures: profile $(READY)  ## draw the tables and figures again from the committ
 
 pages: $(READY)  ## write README.md and docs/results.md again from their templates and the committed results
 	$(RUN) paper.pages
+
+page: $(READY)  ## fetch what web/ needs, export Mamba-Light for it, and serve it at http://localhost:8000
+	npm --prefix web install --no-audit --no-fund --ignore-scripts
+	$(VENV)/bin/kws export mamba_light --streaming --out web/model.onnx
+	$(RUN) http.server --bind localhost --directory web 8000
 
 pipelines:  ## copy dvc.yaml to the profiles that share it
 	for profile in subset long commands paper; do cp dvc.yaml profiles/$$profile/dvc.yaml; done

@@ -1,5 +1,5 @@
-"""The command line: `kws pack | data | train | test | predict | listen | wake | bench`, most also as modules: `python
--m kwslib.train`."""
+"""The command line: `kws pack | data | train | test | predict | listen | wake | export | bench`, most also as modules:
+`python -m kwslib.train`."""
 
 import argparse
 import difflib
@@ -230,6 +230,25 @@ def wake(argv=None):
     print(f"{a['out']} holds the detector, its card and its curve")
 
 
+def export(argv=None):
+    """Write a trained model as an ONNX file, checked by onnxruntime before it has its name."""
+    from kwslib.export import export as write
+
+    parser = model_parser("export", export.__doc__)
+    parser.add_argument("--to", choices=["onnx"], default="onnx", help="kind of file (default onnx)")
+    parser.add_argument("--out", help="file to write (default: the model's name, here)")
+    parser.add_argument("--streaming", action="store_true", help="the graph of 100 ms of a stream, with a state")
+    parser.add_argument("--int8", action="store_true", help="weights and activations in 8 bits")
+    parser.add_argument("--clips", help="packed corpus or folder of recordings that the file is checked on")
+    a = parser.parse_args(argv)
+    card = write(a.checkpoint, a.out, a.streaming, a.int8, a.clips)
+    print(f"{card['path']}: {card['bytes']:,} bytes; {card['samples']} samples in, {len(card['labels'])} labels out")
+    check = "checked on {clips} clips ({source}): largest difference of a logit {largest_difference:.1g}"
+    print(check.format(**card["check"]))
+    if a.int8:
+        print("int8: " + ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in card["int8"].items()))
+
+
 COMMANDS = {
     "pack": pack,
     "data": data,
@@ -238,6 +257,7 @@ COMMANDS = {
     "predict": predict,
     "listen": listen,
     "wake": wake,
+    "export": export,
     "bench": bench,
 }
 

@@ -11,7 +11,10 @@ import pytest
 
 from paper import pages
 
-DOCS = ["README.md", *(f"docs/{page}.md" for page in "own_words listening scan results reproduce extending".split())]
+DOCS = [
+    "README.md",
+    *(f"docs/{page}.md" for page in "own_words listening scan results reproduce extending deploy".split()),
+]
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ class KWT(nn.Module):
     def forward(self, inputs, lengths=None):
         x, places = self.project(inputs), torch.arange(1 + inputs.shape[1], device=inputs.device)
         positions = self.positions[places[1:].clamp(max=len(self.positions) - 1)]
-        token = (self.token + self.positions[0]).expand(len(x), 1, -1)
+        token = (self.token + self.positions[0]).expand(x.shape[0], 1, -1)
         x = torch.cat([token, x + positions], 1)
         mask = None if lengths is None else (places <= lengths[:, None])[:, None, None]
         for layer in self.layers:

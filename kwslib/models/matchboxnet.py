@@ -9,7 +9,7 @@ from kwslib.models.registry import register
 
 def centred(x, lengths, frames):
     """(B, T, F) -> (B, frames, F): each clip's valid frames in the middle of zeros; of a longer clip its middle."""
-    lengths = (torch.full((len(x),), x.shape[1]) if lengths is None else lengths).to(x.device)[:, None]
+    lengths = (torch.full(x.shape[:1], x.shape[1]) if lengths is None else lengths).to(x.device)[:, None]
     place = torch.arange(frames, device=x.device) - (frames - lengths) // 2  # (B, frames), where each comes from
     inside = (place >= 0) & (place < lengths)
     index = place.clamp(0, x.shape[1] - 1)[:, :, None].expand(-1, -1, x.shape[2])

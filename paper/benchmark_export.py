@@ -1,0 +1,99 @@
+"""What an ONNX file costs beside PyTorch: size, and the time of one clip, or of one chunk of a stream, on one thread.
+
+    python -m paper.benchmark_export --corpus data/subset --out results/export.json
+
+For each pretrained model: PyTorch, ONNX in float32 and in 8 bits, wave to probabilities, timed in turns, so that what
+else the machine does meets all of them alike. Of the 8 bits also the accuracy, on validation clips."""
+
+import argparse
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kwslib.checkpoint import find_checkpoint
+from kwslib.export import export
+from kwslib.export.write import session
+from kwslib.io import CLIP, SAMPLE_RATE, cli, write_json
+from kwslib.machine import machine, threads
+from kwslib.spotter import load
+
+MODELS = ("mamba_light", "mamba_mel_small", "mamba_mfcc_small")
+
+
+def in_turns(runs, rounds, warm=5):
+    """{name: milliseconds (quartiles and median)} of each `run()` of {name: run}, one of each in every round."""
+    took = {name: [] for name in runs}
+    for i in range(warm + rounds):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if i >= warm:
+                took[name].append(1000 * (time.perf_counter() - started))
+    return {
+        name: dict(zip(("q25", "median", "q75"), np.percentile(t, (25, 50, 75)).tolist())) for name, t in took.items()
+    }
+
+
+def clip(name, corpus, folder, rounds):
+    """One second: {"pytorch", "float32", "int8"} with ms, and of the files bytes and what was checked."""
+    spotter, wave = load(name), 0.1 * torch.randn(1, CLIP, generator=torch.Generator().manual_seed(0))
+    entry, runs = {"pytorch": {"bytes": find_checkpoint(name).stat().st_size}}, {}
+    runs["pytorch"] = lambda: spotter.logits(wave).softmax(1)
+    for kind in ("float32", "int8"):
+        card = export(spotter, folder / f"{name}-{kind}.onnx", int8=kind == "int8", clips=corpus)
+        entry[kind] = {key: card[key] for key in ("bytes", "check", "int8") if key in card}
+        runs[kind] = once(card["path"], wave=wave.numpy())
+    for kind, ms in in_turns(runs, rounds).items():
+        entry[kind]["ms"] = ms
+    for kind in ("float32", "int8"):
+        entry[kind]["times_faster"] = entry["pytorch"]["ms"]["median"] / entry[kind]["ms"]["median"]
+    return entry
+
+
+def chunk(name, corpus, folder, rounds):
+    """One chunk of a stream: {"float32", "int8"} as above, with the share of one core that listening takes."""
+    spotter, entry, runs = load(name), {}, {}
+    for kind in ("float32", "int8"):
+        card = export(spotter, folder / f"{name}-{kind}.onnx", streaming=True, int8=kind == "int8", clips=corpus)
+        entry[kind] = {key: card[key] for key in ("bytes", "check", "int8", "samples") if key in card}
+        wave, state = (np.full((1, card[key]), 0.01, np.float32) for key in ("samples", "state"))
+        runs[kind] = once(card["path"], chunk=wave, state=state)
+    for kind, ms in in_turns(runs, rounds).items():
+        entry[kind]["ms"] = ms
+        entry[kind]["share_of_a_core"] = ms["median"] / 1000 * SAMPLE_RATE / entry[kind]["samples"]
+    return entry
+
+
+def once(path, **inputs):
+    runs = session(path)
+    return lambda: runs.run(None, inputs)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--corpus", help="packed corpus, whose validation clips the files are checked on")
+    parser.add_argument("--out", required=True, help="JSON file to write")
+    parser.add_argument("--models", default=",".join(MODELS), help="names with commas between")
+    parser.add_argument("--rounds", type=int, default=300, help="of each measurement (default 300)")
+    a = parser.parse_args()
+    result = {
+        "machine": machine() | {"onnxruntime": version("onnxruntime")},
+        "rounds": a.rounds,
+        "clip": {},
+        "chunk": {},
+    }
+    with tempfile.TemporaryDirectory() as folder, threads(1):
+        for name in a.models.split(","):
+            for kind, measure in (("clip", clip), ("chunk", chunk)):
+                entry = result[kind][name] = measure(name, a.corpus, Path(folder), a.rounds)
+                times = (f"{k} {e['ms']['median']:.2f} ms, {e['bytes'] / 1e6:.2f} MB" for k, e in entry.items())
+                print(f"{name}, {kind}: " + "; ".join(times), flush=True)
+    write_json(a.out, result)
+
+
+if __name__ == "__main__":
+    cli(main)
