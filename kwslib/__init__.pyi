@@ -15,6 +15,8 @@ from .data.features import WaveToSpec as WaveToSpec
 from .data.tasks import Split as Split
 from .data.tasks import select as select
 from .io import KwsError as KwsError
+from .listening.stream import Event as Event
+from .listening.stream import Stream as Stream
 from .models.cost import count_macs as count_macs
 from .models.cost import count_parameters as count_parameters
 from .models.keyword_cnn import KeywordCNN as KeywordCNN
@@ -33,8 +35,6 @@ from .models.spotters import mamba_mfcc_small as mamba_mfcc_small
 from .scan import selective_scan as selective_scan
 from .spotter import KeywordSpotter as KeywordSpotter
 from .spotter import load as load
-from .stream import Event as Event
-from .stream import Stream as Stream
 from .training.config import Config as Config
 from .training.config import load_config as load_config
 from .training.loop import train as train

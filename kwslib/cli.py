@@ -165,9 +165,9 @@ def predict(argv=None):
 
 def listen(argv=None):
     """Hear words in a microphone or a file, as they come."""
-    from kwslib.ears import EARS
-    from kwslib.listen import file_chunks, microphone
-    from kwslib.listen import listen as run
+    from kwslib.listening.ears import EARS
+    from kwslib.listening.microphone import file_chunks, microphone
+    from kwslib.listening.microphone import listen as run
     from kwslib.machine import threads
     from kwslib.spotter import load
 

@@ -68,3 +68,12 @@ def results(tmp_path_factory):
 
     runs = [a_run("mamba_mel_small", 0, 0.90), a_run("mamba_mel_small", 1, 0.94), a_run("mobilenet_v2_035", 0, 0.95)]
     return a_folder(tmp_path_factory.mktemp("results") / "quick", runs, a_benchmark(gpu=True))
+
+
+@pytest.fixture(scope="module")
+def spotters():
+    """name -> the KeywordSpotter of that name in small_streams."""
+    from small_streams import SPOTTERS
+
+    made = {}
+    return lambda name: made.setdefault(name, SPOTTERS[name]())

@@ -11,12 +11,12 @@ from conftest import ROOT
 # What is in one layer imports itself and the layers above it in this list, never its neighbours or what comes below.
 # Modules of kwslib that are not named, such as the commands, may import everything; nothing named may import them.
 LAYERS = (
-    {"io", "scan"},
+    {"io", "scan", "card"},
     {"machine", "metrics"},
     {"data", "models"},
-    {"checkpoint"},
+    {"checkpoint", "listening"},
     {"training", "spotter"},
-    {"evaluation"},
+    {"evaluation", "export", "wake"},
     {"cli"},
 )
 DEPTH = {room: depth for depth, layer in enumerate(LAYERS) for room in layer}

@@ -4,7 +4,7 @@ The graph takes the next `chunk` samples and the state, a row of numbers (zeros 
 the last window and the next state. In the state lie the last samples, the borders of every convolution, the states of
 the Mamba blocks and the frames of the last window; so each frame is computed once.
 
-The scores are of mode "carried" of kwslib.stream, at times that the strides of the convolutions choose."""
+The scores are of mode "carried" of kwslib.listening.stream, at times that the strides of the convolutions choose."""
 
 import torch
 import torch.nn.functional as F

@@ -14,8 +14,8 @@ from kwslib.data.tasks import select
 from kwslib.export.graph import ClipGraph, plain, unrolled, window_of
 from kwslib.export.stream import StreamGraph, at_once
 from kwslib.io import SAMPLE_RATE, KwsError, replacing, write_json
+from kwslib.listening.stream import CLASSIFIER, threshold_of
 from kwslib.spotter import LISTENING, load
-from kwslib.stream import CLASSIFIER, threshold_of
 
 CLOSE = 1e-3  # largest difference of a logit from PyTorch's
 BATCH = 16
@@ -98,7 +98,7 @@ def fit(waves, window):
 
 def describe(spotter, graph):
     """What a program must know of the graph to use it: names, sizes in samples at 16 kHz, labels, and when a word is
-    heard (see kwslib.stream): `threshold` is a log-odds, or one for each label."""
+    heard (see kwslib.listening.stream): `threshold` is a log-odds, or one for each label."""
     detector = spotter.card.get("detector", {})
     how = LISTENING | CLASSIFIER | detector | {"threshold": threshold_of(detector, None)}
     card = {"model": spotter.card["model"], "labels": spotter.labels, "sample_rate": SAMPLE_RATE}

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from kwslib.io import SAMPLE_RATE, KwsError
-from kwslib.spotter import recording
+from kwslib.listening.windows import recording
 
 CHUNK = 0.08  # s
 

@@ -20,9 +20,9 @@ import torch
 
 from kwslib.data.audio import check_rate, to_mono
 from kwslib.data.tasks import SILENCE, UNKNOWN
-from kwslib.ears import EARS
 from kwslib.io import SAMPLE_RATE, KwsError
-from kwslib.spotter import LISTENING, log_odds
+from kwslib.listening.ears import EARS
+from kwslib.listening.windows import LISTENING, log_odds
 
 # An event of a classifier, for which no threshold was measured: 80 % sure, as label smoothing leaves few words above
 # 90 %. A window of a second holds a word so long that a shorter rest would hear it twice. Detectors' cards say theirs.

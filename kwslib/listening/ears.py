@@ -7,8 +7,8 @@ from torch.nn.functional import pad
 
 from kwslib.data.features import WaveToSpec
 from kwslib.io import KwsError
+from kwslib.listening.windows import BATCH
 from kwslib.models.layers import Carried, undropped
-from kwslib.spotter import BATCH
 
 
 class Ear:
@@ -107,7 +107,7 @@ class Once(Ear):
         self.width = spotter.model.head.norm.normalized_shape[0]
         kind, self.prefix = Carried, "model."
         if spotter.device.type == "cpu":
-            from kwslib.frames import Compiled as kind  # only here: importing numba takes a second
+            from kwslib.listening.frames import Compiled as kind  # only here: importing numba takes a second
 
             self.prefix = "compiled."
         self.carry, self.classify = kind(spotter.model), undropped(spotter.model.head.classify)
