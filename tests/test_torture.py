@@ -73,3 +73,12 @@ def test_a_slice_of_the_campaign_finds_no_defect(tmp_path):
     assert done.returncode == 0 and not [row["defects"] for row in rows.values() if row["defects"]], done.stderr
     assert sum(row["tried"] for row in rows.values()) > 200 and len(rows) == 12
     assert (tmp_path / "torture.md").read_text().splitlines()[-1].startswith("| all | ")
+
+
+def test_a_server_that_has_nothing_to_send(tmp_path, monkeypatch):
+    """416 tells of a file that is whole only where there is one."""
+    from paper import torture_runs
+
+    monkeypatch.setattr(torture_runs, "FAULTS", ["416", "wrong start", "other"])
+    found = dict(torture_runs.faulty_servers(tmp_path))
+    assert len(found) == 9 and not any(found.values())

@@ -76,7 +76,7 @@ def download(url, part, tries=4):
                 return part
             problem = "the connection ended early"
         except (urllib.error.URLError, ConnectionError, TimeoutError, http.client.HTTPException, ValueError) as e:
-            if getattr(e, "code", None) == 416:  # nothing is left to send: the checksum decides
+            if getattr(e, "code", None) == 416 and done:  # nothing is left to send: the checksum decides
                 return part
             problem = e
     raise KwsError(f"cannot fetch {url} ({problem}); check the network and run again to continue")
