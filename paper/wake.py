@@ -35,12 +35,12 @@ def recordings(path, half=None):
     return found
 
 
-def judge(spotter, takes, speech, left_out=()):
-    """Misses of each word at 0, 1, … false alarms in the speech. left_out: takes that trained, by index."""
+def judge(spotter, takes, speech):
+    """Misses of each word at 0, 1, … false alarms in the speech."""
     _, events = report.score_all(spotter, speech)
     hours, rows = sum(map(len, speech)) / SAMPLE_RATE / 3600, {}
     for label, word in enumerate(spotter.labels):
-        best, _ = report.score_all(spotter, [w for i, w in enumerate(takes[word]) if i not in left_out])
+        best, _ = report.score_all(spotter, takes[word])
         rows[word] = report.curve(best[:, label], events[label], hours)[:6]
     mean = [float(np.mean([rows[w][k]["misses"] for w in rows])) for k in range(6)]
     return {"hours": hours, "words": rows, "mean_misses": dict(zip((0, 1, 2, 3, 5, 7), mean))}
@@ -104,13 +104,15 @@ def main():
     if a.takes:
         chosen = {w: np.random.default_rng(a.seed).permutation(len(t))[: a.takes] for w, t in takes.items()}
     own = [[takes[w][i] for i in chosen.get(w, [])] for w in WORDS]
-    spoken_s = time.time() - started
-    first = load(cache / a.start) if a.start else None
-    spotter = fit(WORDS, material, own, a.steps, a.batch, a.lr, a.seed, first)
-    save_checkpoint(cache / a.name / "model.safetensors", spotter.model.state_dict(), spotter.card)
     result = {"run": a.name, "options": {k: v for k, v in vars(a).items() if k not in ("data", "corpus", "cache")}}
-    trained_s = time.time() - started - spoken_s
-    result |= {"engines": list(found), "speaking_s": round(spoken_s), "training_s": round(trained_s)}
+    model, result["engines"] = cache / a.name / "model.safetensors", list(found)
+    if not model.exists():
+        spoken_s = time.time() - started
+        spotter = fit(WORDS, material, own, a.steps, a.batch, a.lr, a.seed, load(cache / a.start) if a.start else None)
+        spotter.card["seconds"] = {"speaking_s": round(spoken_s), "training_s": round(time.time() - started - spoken_s)}
+        save_checkpoint(model, spotter.model.state_dict(), spotter.card)
+    spotter = load(model)
+    result |= spotter.card["seconds"]
     judged = {w: [x for i, x in enumerate(t) if i not in set(chosen.get(w, []))][:: a.every] for w, t in takes.items()}
     result["n"] = {w: len(t) for w, t in judged.items()}
     result["clean"] = judge(spotter, judged, speech)
