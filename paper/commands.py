@@ -3,7 +3,7 @@
 One sigmoid for each command, trained by the loop of `kws wake` from Mamba-Light's shipped weights, with the rows of its
 own head for these words. Positives are the real training clips, cut to the word; negatives, drawn anew for every
 window: the other words of the corpus, half of the running speech, near and common words and sentences by synthetic
-voices, and what the model itself takes for a command (see kwslib/wake). What is held out, and for what, is in `parts`."""
+voices, and what the model itself takes for a command (see kwslib/wake). What is held out for what: see `parts`."""
 
 import argparse
 import pickle
@@ -86,19 +86,23 @@ def parts(corpus, speech):
     }
 
 
-def trimmed(wave, bridge=15, margins=(6, 10)):
-    """A clip without what is before and after its word, int16: from the loudest 10 ms on, all that is 8 dB above the
-    quietest tenth and at most 30 dB below the loudest, over pauses of up to `bridge` x 10 ms."""
+def trimmed(wave):
+    """A clip without what is before and after its word, int16."""
+    start, end = span(wave)
+    return wave[max(0, start - 960) : end + 1600]
+
+
+def span(wave, bridge=15):
+    """(start, end) of the word in a clip, in samples: around the loudest 10 ms all that is 8 dB above the quietest
+    tenth and at most 30 dB below the loudest, over pauses of up to `bridge` x 10 ms. The clip where that is too short
+    for a word."""
     step = SAMPLE_RATE // 100
     frames = wave[: len(wave) // step * step].astype(np.float64).reshape(-1, step)
     power = np.convolve(np.square(frames).mean(1), np.ones(3) / 3, "same") + 1
     loud = np.flatnonzero(power > max(10**0.8 * np.quantile(power, 0.1), 1e-3 * power.max()))
-    if not len(loud):
-        return wave
     groups = np.split(loud, np.flatnonzero(np.diff(loud) > bridge) + 1)
     best = max(groups, key=lambda g: power[g].sum())
-    start, end = best[0] - margins[0], best[-1] + 1 + margins[1]
-    return wave[max(0, start) * step : end * step] if end - start >= 25 else wave
+    return (best[0] * step, (best[-1] + 1) * step) if len(best) >= 10 else (0, len(wave))
 
 
 def start():

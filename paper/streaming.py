@@ -26,7 +26,7 @@ from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, write_json
 from kwslib.metrics import accuracy
 from kwslib.models.layers import SequenceKWS
 from kwslib.spotter import load
-from paper.streams import Stream, make_stream
+from paper.streams import make_stream
 
 HOP = 0.1  # seconds between decisions
 SMOOTH, REFRACTORY = 0.6, 1.5  # seconds over which posteriors are averaged, and without detections; set by hand

@@ -38,8 +38,8 @@ LICENCES = {
 
 
 class Job(NamedTuple):
-    """One text that a synthetic speaker says: engine, its voice (None draws one), seed; held-out voices or not, or those
-    of one split of the variants."""
+    """One text that a synthetic speaker says: engine, its voice (None draws one), seed; held-out voices or not, or a
+    split's own."""
 
     text: str
     engine: str
