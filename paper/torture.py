@@ -74,7 +74,7 @@ def family_of_inputs(name, count):
     while at < count:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "paper.torture", "--work", name, str(at), str(count), folder]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=alone())
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0, env=alone())  # a buffer hides lines
             watch = selectors.DefaultSelector()
             watch.register(process.stdout, selectors.EVENT_READ)
             patience = START
