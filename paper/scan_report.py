@@ -101,7 +101,7 @@ def scan_timed_on(result):
 def plain(value, digits=3):
     """A positive number with `digits` significant digits and without an exponent: "1,230", "110", "7.53", "0.0210"."""
     for _ in range(2):  # rounding may add a digit
-        places = digits - 1 - floor(log10(value)) if value else digits - 1
+        places = digits - 1 - floor(log10(abs(value))) if value else digits - 1
         value = round(value, places)
     return f"{value:,.{max(0, places)}f}"
 
