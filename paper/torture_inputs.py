@@ -152,13 +152,12 @@ class Archives:
                     member.size, member.type = len(data), tarfile.REGTYPE if rng.random() < 0.99 else tarfile.SYMTYPE
                     tar.addfile(member, io.BytesIO(data))
         data = out.getvalue()
-        path, scratch = self.folder / f"a.{kind[-3:]}", self.folder / "scratch"
+        path = self.folder / f"a.{kind[-3:]}"
         path.write_bytes(damaged(rng, data) if rng.random() < 0.7 else data)
-        scratch.mkdir(exist_ok=True)
-        (scratch / "archive.zip").unlink(missing_ok=True)
         source = Folder(path)
-        source.open(scratch)
-        for clip in source.clips:
+        source.open()
+        for i, where in source.each({i: clip.where for i, clip in enumerate(source.clips)}):
+            clip = source.clips[i]._replace(where=where)
             try:
                 wave = source.decode(clip)[0]
             except KwsError:

@@ -25,6 +25,7 @@ from kwslib.io import KwsError, file_hash, locked
 
 sf = pytest.importorskip("soundfile")
 ROOT = Path(__file__).parents[1]
+FILES = ("index.csv", "index.npy", "noise.npy", "waves.npy")  # of a small corpus, beside its card
 
 
 def sound(samples=16000, rate=16000, channels=1, hz=440.0, format="WAV", subtype=None, wave=None):
@@ -104,7 +105,7 @@ def test_folder_lists_speakers_noise(plain):
     np.testing.assert_array_equal(plain.waves[plain.paths.tolist().index("up/cc_nohash_1.wav")], original)
     assert len(plain.noise) == 12 * 16000 and card["noise_seconds"] == 12 and card["skipped"] == []
     assert "note" not in card  # every name has a speaker
-    assert {p.name for p in plain.root.iterdir()} == {"card.json", "index.csv", "noise.npy", "waves.npy"}
+    assert {p.name for p in plain.root.iterdir()} == {"card.json", *FILES}
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tar.bz2"])
@@ -223,7 +224,7 @@ def test_two_runs_do_not_write_at_once(tmp_path, plain):
 def test_full_disk_then_resumed(tmp_path, plain, monkeypatch):
     source = plain.root.parent / "clips"
 
-    def full(path, rows):
+    def full(path, *_):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     with monkeypatch.context() as patch:

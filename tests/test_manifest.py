@@ -291,7 +291,7 @@ def test_the_subset_is_rebuilt_from_the_official_archives(server, tmp_path, monk
     given |= {"only": tmp_path / "clips.csv.gz", "older": (f"{base}/old.tar.gz", file_hash(made["old"]))}
     rebuilt = pack("speech_commands", away / "o", workers=2, **given)
     assert rebuilt.checksum == whole.checksum and rebuilt.card["skipped"] == []
-    assert {p.name for p in rebuilt.root.iterdir()} == {"card.json", "index.csv", "noise.npy", "waves.npy"}
+    assert {p.name for p in rebuilt.root.iterdir()} == {"card.json", "index.csv", "index.npy", "noise.npy", "waves.npy"}
     np.testing.assert_array_equal(rebuilt.noise, whole.noise)
     assert rebuilt.card["options"]["older"] == list(given["older"])
     monkeypatch.setattr(corpus_module, "_pack", None)

@@ -1,12 +1,15 @@
 """Clips to batches: whole on the device that trains, and the paper's clip-by-clip interface beside it.
 
 `Batches` keeps a split's waveforms on the device as int16 and makes features there: no Python per clip and no worker
-processes. `SpeechCommands`, `collate_seq` and `collate_image` are the interface that the paper's README shows; they
-give the same numbers, slower."""
+processes. What is too large for that stays in its files (`tasks.Rows`), and threads gather the next batches.
+`SpeechCommands`, `collate_seq` and `collate_image` are the interface that the paper's README shows; they give the same
+numbers, slower."""
 
 import operator
 import os
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -16,13 +19,14 @@ from kwslib.data.audio import Unreadable, resample, to_float, to_mono
 from kwslib.data.augment import played
 from kwslib.data.corpus import Corpus, load_corpus
 from kwslib.data.features import within
-from kwslib.data.tasks import Split, select
+from kwslib.data.tasks import Rows, Split, select
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError
 
 TAKES = (
     'a packed corpus or its path, or a sequence of rows {"audio": {"array", "sampling_rate"}, "label"} or of pairs '
     "(wave, class), the classes as integers"
 )
+GATHERERS, AHEAD = 2, 4  # threads, and batches that are ready before they are asked for
 
 
 def epoch_seed(seed, epoch, rank=0):
@@ -42,7 +46,8 @@ class Batches:
         self, split, frontend, normalise, batch_size, device="cpu", augment=None, mask=None, seed=0, rank=0, world=1,
         drop_last=True, full=False,
     ):  # fmt: skip
-        self.waves, self.targets = split.waves.to(device), split.targets.to(device)
+        self.waves = split.waves if isinstance(split.waves, Rows) else split.waves.to(device)
+        self.targets = split.targets.to(device)
         self.samples = split.samples.to(device)
         self.frontend, self.normalise, self.augment, self.mask = frontend, normalise, augment, mask
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
@@ -62,18 +67,40 @@ class Batches:
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch, self.rank))
         shuffle = torch.Generator().manual_seed(self.seed * 9_973 + epoch)
         batches = torch.randperm(len(self.targets), generator=shuffle).split(self.batch_size)
-        for rows in batches[: len(self)]:
-            rows = rows[self.rank :: self.world].to(self.targets.device)
-            yield self.batch(rows, self.augment, self.mask, generator)
+        shares = (rows[self.rank :: self.world] for rows in batches[: len(self)])
+        for rows, waves in self._gathered(shares):
+            yield self.batch(rows, self.augment, self.mask, generator, waves)
 
     def all(self):
         """Every clip once, in order, as it is."""
-        rows = torch.arange(len(self.targets), device=self.targets.device)
-        yield from map(self.batch, rows.split(max(self.batch_size, 64)))
+        batches = torch.arange(len(self.targets)).split(max(self.batch_size, 64))
+        for rows, waves in self._gathered(batches):
+            yield self.batch(rows, waves=waves)
 
-    def batch(self, rows, augment=None, mask=None, generator=None):
-        """The clips of these rows. Where tempo gave them different lengths, zeros follow the shorter ones' inputs."""
-        waves, samples = to_float(self.waves[rows]), self.samples[rows]
+    def _gathered(self, batches):
+        """Each batch's rows, on the device, and its waves, or None where those are there already."""
+        device = self.targets.device
+        if not isinstance(self.waves, Rows):
+            yield from ((rows.to(device), None) for rows in batches)
+            return
+        with ThreadPoolExecutor(GATHERERS) as pool:
+            waiting = deque()
+            for rows in batches:
+                waiting.append((rows, pool.submit(self._gather, rows)))
+                if len(waiting) > AHEAD:
+                    rows, waves = waiting.popleft()
+                    yield rows.to(device), waves.result()
+            yield from ((rows.to(device), waves.result()) for rows, waves in waiting)
+
+    def _gather(self, rows):
+        waves, device = self.waves[rows], self.targets.device
+        return waves.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else waves
+
+    def batch(self, rows, augment=None, mask=None, generator=None, waves=None):
+        """The clips of these rows. Where tempo gave them different lengths, zeros follow the shorter ones' inputs.
+        waves: theirs, int16 on the device, where they were gathered before."""
+        waves = self.waves[rows].to(self.targets.device) if waves is None else waves
+        waves, samples = to_float(waves), self.samples[rows]
         ends = frames = None
         if augment is not None:
             draw = augment.draw(*waves.shape, generator)

@@ -1,10 +1,11 @@
 """One packed corpus from any source: waveforms that training maps into memory, an index, a card.
 
-A corpus folder holds `waves.npy` (int16, clips x 16,000, shorter clips padded with zeros), `index.csv` (path, word,
-speaker, split, samples), `noise.npy` (all background noise end to end) and `card.json` (source, licence, checksums,
-counts). `pack` decodes every file once and appends the clips in order to `<out>.partial/waves.npy`, with one line in a
-journal per clip; a run that was killed continues after its last line and ends with the same bytes. After a loss of
-power, too: a line has a checksum over itself and its row, and what does not agree is packed again."""
+A corpus folder holds `waves.npy` (int16, clips x 16,000, shorter clips padded with zeros; of more than SHARD clips,
+`waves-000.npy` and so on), `index.csv` (path, word, speaker, split, samples) with `index.npy` (see columns.py),
+`noise.npy` (all background noise end to end) and `card.json` (source, licence, checksums, counts). `pack` decodes every
+file once and puts the clips in their places in `<out>.partial/waves*.npy`, in whatever order the source is read, with
+one line in a journal per clip; a run that was killed continues after its last line and ends with the same bytes. After
+a loss of power, too: a line has a checksum over itself and its row, and what does not agree is packed again."""
 
 import json
 import multiprocessing
@@ -16,7 +17,7 @@ import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -25,8 +26,9 @@ from tokenize import TokenError
 import numpy as np
 
 from kwslib.data.audio import Unreadable
+from kwslib.data.columns import COLUMNS, ROW, Column, Field, Shards, WaveFiles, checksum, parse_index
 from kwslib.data.fetch import progress
-from kwslib.data.folder import LONGEST, Folder, SpeechCommandsArchive
+from kwslib.data.folder import Folder, SpeechCommandsArchive
 from kwslib.data.manifest import SPLITS, is_manifest
 from kwslib.data.recordings import Recordings
 from kwslib.data.synthetic import Synthetic
@@ -36,9 +38,7 @@ from kwslib.io import (
     SAMPLE_RATE,
     KwsError,
     cores,
-    file_hash,
     locked,
-    read_csv,
     read_json,
     remedy,
     replacing,
@@ -48,26 +48,33 @@ from kwslib.io import (
 )
 
 PIECE = 128  # clips that a worker takes at a time: 4 MB
+HELD = 1 << 26  # bytes of sound files that wait for a worker, where they come from an archive read from its start
 BROKEN = (EOFError, SyntaxError, TokenError)  # what else NumPy raises of a damaged file
-HEADER = 128  # bytes before the samples in waves.npy
+FOUND = np.dtype([("samples", "<u2"), ("seen", "?"), ("clipped", "?"), ("silent", "?")])  # what is known of a clip
 
 
 @dataclass
 class Corpus:
-    """A packed corpus. waves: int16 (clips, 16000), memory-mapped; noise: int16 (n,), perhaps empty;
-    paths, words, speakers, splits: str (clips,); samples: int64 (clips,), the true length of each clip."""
+    """A packed corpus. waves: int16 (clips, 16000), memory-mapped (`Shards` of it where there are several files);
+    noise: int16 (n,), perhaps empty; paths, words, speakers, splits: `Column` (clips,), which arrays of str become;
+    samples: int64 (clips,), the true length of each clip."""
 
     root: Path
     card: dict
     waves: np.ndarray
     noise: np.ndarray
-    paths: np.ndarray
-    words: np.ndarray
-    speakers: np.ndarray
-    splits: np.ndarray
+    paths: Column
+    words: Column
+    speakers: Column
+    splits: Column
     samples: np.ndarray
 
-    checksum = property(lambda self: self.card["checksum"], doc="SHA-256 over waves.npy and index.csv.")
+    checksum = property(lambda self: self.card["checksum"], doc="SHA-256 over the waves, as one file, and index.csv.")
+
+    def __post_init__(self):
+        for key in ("paths", "words", "speakers", "splits"):
+            if not isinstance(column := getattr(self, key), Column):
+                setattr(self, key, Column.of(column))
 
     def origin(self):
         """What a checkpoint says of the corpus that it was trained on."""
@@ -75,32 +82,41 @@ class Corpus:
 
 
 def load_corpus(path):
-    """Open a packed corpus. Raises KwsError where a file of it is missing or the counts disagree."""
+    """Open a packed corpus, at fewer than 100 bytes of memory a clip. Raises KwsError where a file of it is missing or
+    the counts disagree."""
     root = Path(path)
     if not os.path.isdir(root):
         raise KwsError(f"corpus {path} does not exist; make it with: kws pack SOURCE {path}")
     card = read_json(root / "card.json", "card")
     try:
-        rows = read_csv(root / "index.csv")
-        waves, noise = (np.load(root / f"{name}.npy", mmap_mode="r") for name in ("waves", "noise"))
-        if (longest := max((len(text) for row in rows for text in row.values()), default=0)) > LONGEST:
-            raise ValueError(f"a name of {longest} characters")  # each takes as much memory as the longest
-        if any(None in row for row in rows):
-            raise ValueError("a line of index.csv has too many columns")
-        columns = [np.array([r[k] for r in rows]) for k in ("path", "word", "speaker", "split")]
-        samples, counts = np.array([int(r["samples"]) for r in rows]), sum(card["clips"].values())
-        if waves.shape != (len(rows), CLIP) or waves.dtype != np.int16 or len(rows) != counts:
+        index, counts = _index(root, card), sum(card["clips"].values())
+        files = sorted(root.glob("waves-*.npy")) or [root / "waves.npy"]
+        parts = [np.load(file, mmap_mode="r") for file in files]
+        if len(index) != counts or sum(map(len, parts)) != counts:
             raise ValueError("clips are missing")
-        if not (set(columns[3]) <= set(SPLITS) and (samples > 0).all() and (samples <= CLIP).all()):
-            raise ValueError("a clip's split or length in index.csv cannot be")
+        if any(part.shape[1:] != (CLIP,) or part.dtype != np.int16 for part in parts):
+            raise ValueError(f"waves are not int16 (clips, {CLIP})")
+        noise = np.load(root / "noise.npy")
         if noise.ndim != 1 or noise.dtype != np.int16:
             raise ValueError("noise.npy is not int16 samples")
-        corpus = Corpus(root, card, waves, np.array(noise), *columns, samples)
+        text = np.memmap(root / "index.csv", np.uint8, "r")
+        names = (Field(text, index["at"], place) for place in range(3))
+        codes = (np.arange(counts, dtype=np.int32), index["word"], index["speaker"])
+        columns = (*map(Column, names, codes), Column(SPLITS, index["split"]))
+        corpus = Corpus(root, card, Shards(parts) if parts[1:] else parts[0], noise, *columns, index["samples"])
         corpus.origin()  # has all its keys
     except (OSError, *BROKEN_TEXT, *BROKEN, KeyError, TypeError, AttributeError, MemoryError, OverflowError) as e:
         again = remedy(e, "delete the folder and pack it again")
         raise KwsError(f"corpus {path} is damaged ({e}); {again}") from None
     return corpus
+
+
+def _index(root, card):
+    """The records of index.csv: those in index.npy, if both are as the card says, else parsed again."""
+    files = (root / "index.csv", root / "index.npy")
+    if files[1].exists() and card.get("index_crc") == checksum(*files):
+        return np.load(files[1], mmap_mode="r").view(np.ndarray)
+    return parse_index(files[0])
 
 
 def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **options):
@@ -159,39 +175,64 @@ def _pack(source, identity, partial, journal, workers):
     """Fill the folder `partial` with a whole corpus, continuing after what its journal lists."""
     journal.seek(0)
     lines = [line for line in journal if line.endswith(b"\n")]
-    plan = json.dumps(identity).encode() + b"\n"
+    plan = json.dumps({**identity, "journal": 2}).encode() + b"\n"
     if lines[:1] != [plan]:  # new, or the work of another source: from the start
         lines = [plan]
         for stray in set(partial.iterdir()) - {partial / "journal"}:
             stray.unlink()
-    done = _packed(lines[1:], partial / "waves.npy")
-    journal.truncate(0)  # a half-written last line goes, and what was lost
-    journal.writelines(lines[: 1 + len(done)])
-    journal.flush()
-    source.open(partial)
-    at_once = 16 * PIECE * workers
-    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
+    source.open()
+    found, reasons = np.zeros(len(source.clips), FOUND), {}
     # Written, not mapped: on a full disk a write fails with an error, a mapped page with a signal.
-    with (
-        open(partial / "waves.npy", "ab") as f,
-        ProcessPoolExecutor(workers, spawn, _begin, (source,)) as pool,
-        progress(len(source.clips), f"packing {identity['name']}", len(done)) as bar,
-    ):
-        f.truncate(HEADER + sum("samples" in d for d in done) * CLIP * 2)
-        try:
-            for start in range(len(done), len(source.clips), at_once):  # not all: they wait in memory
-                with _deaf():  # the workers start here
-                    found = pool.map(_decode, source.clips[start : start + at_once], chunksize=PIECE)
-                for wave, entry in found:
-                    f.write(wave)
-                    f.flush()
-                    journal.write(json.dumps(entry).encode() + b"\n")
-                    journal.flush()
-                    done.append(entry)
-                    bar.update()
-        finally:
-            pool.shutdown(cancel_futures=True)
-    _finish(source, identity, partial, list(zip(source.clips, done)))
+    with ExitStack() as stack:
+        rows = WaveFiles(partial, len(found), stack)
+        done = _packed(lines[1:], rows, found, reasons)
+        journal.truncate(0)  # a half-written last line goes, and what was lost
+        journal.writelines(lines[: 1 + done])
+        journal.flush()
+        bar = stack.enter_context(progress(len(found), f"packing {identity['name']}", done))
+        pool = _pool(source, workers)
+        stack.callback(pool.shutdown, cancel_futures=True)
+        left = {int(i): source.clips[i].where for i in np.flatnonzero(~found["seen"])}
+        for some in _pieces(source.each(left) if hasattr(source, "each") else left.items(), 16 * PIECE * workers):
+            with _deaf():  # the workers start here
+                clips = [(i, source.clips[i]._replace(where=where)) for i, where in some]
+                results = pool.map(_decode, clips, chunksize=PIECE)
+            for row, entry in results:
+                rows.write(entry["clip"], row)
+                journal.write(json.dumps(entry).encode() + b"\n")
+                journal.flush()
+                _note(entry, found, reasons)
+                bar.update()
+        if not found["samples"].any():
+            first = f"the first, {source.clips[0].path}: {reasons[0]}"
+            told = "give wav, flac, ogg or mp3 files"
+            raise KwsError(f"source {identity['origin']} has no readable clips ({first}); {told}")
+        noises = source.noise()
+        skipped = source.skipped + [{"path": source.clips[i].path, "reason": reasons[i]} for i in sorted(reasons)]
+        if skipped and identity["options"]["strict"]:
+            which = f"clip {skipped[0]['path']} of {identity['origin']}"
+            raise KwsError(f"{which} is unusable: {skipped[0]['reason']}; fix it, or pack without strict to skip it")
+        digest = rows.close_up(found["samples"] > 0)
+    _finish(source, identity, partial, found, noises, skipped, digest)
+
+
+def _pool(source, workers):
+    """Processes that decode clips of a source."""
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
+    return ProcessPoolExecutor(workers, spawn, _begin, (source,))
+
+
+def _pieces(clips, most):
+    """Lists of at most `most` of (number, where), and of not much more than HELD bytes: they wait in memory."""
+    some, size = [], 0
+    for i, where in clips:
+        some.append((i, where))
+        size += len(where) if isinstance(where, bytes) else 0
+        if len(some) == most or size > HELD:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 @contextmanager
@@ -205,20 +246,26 @@ def _deaf():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _packed(lines, waves):
-    """What the journal says of the clips that are in `waves` as it says, up to the first that is not."""
-    done = []
-    with open(waves, "a+b") as f:
-        f.seek(HEADER)
-        for line in lines:
-            try:
-                entry = json.loads(line)
-                if _checksum(f.read(2 * CLIP) if "samples" in entry else b"", entry) != entry["crc"]:
-                    break
-            except (*BROKEN_TEXT, KeyError, TypeError, AttributeError):
-                break
-            done.append(entry)
-    return done
+def _packed(lines, rows, found, reasons):
+    """Note what the journal's lines say of clips whose rows are as they say; how many, up to the first that is not."""
+    for done, line in enumerate(lines):
+        try:
+            entry = json.loads(line)
+            row = rows.read(entry["clip"]) if "samples" in entry else b""
+            if _checksum(row, entry) != entry["crc"]:
+                return done
+            _note(entry, found, reasons)
+        except (*BROKEN_TEXT, KeyError, TypeError, AttributeError, IndexError):
+            return done
+    return len(lines)
+
+
+def _note(entry, found, reasons):
+    """Put what the journal says of a clip among what is known."""
+    i = entry["clip"]
+    if "reason" in entry:
+        reasons[i] = entry["reason"]
+    found[i] = (entry.get("samples", 0), True, entry.get("clipped", False), entry.get("silent", False))
 
 
 def _checksum(row, entry):
@@ -226,41 +273,34 @@ def _checksum(row, entry):
     return zlib.crc32(json.dumps({k: v for k, v in entry.items() if k != "crc"}).encode(), zlib.crc32(row))
 
 
-def _finish(source, identity, partial, done):
-    """The header of waves.npy, the index, the noise and the card; then nothing else is left in the folder."""
-    noises = source.noise()
-    skipped = source.skipped + [{"path": c.path, "reason": d["reason"]} for c, d in done if "reason" in d]
-    kept = [(c, d) for c, d in done if "samples" in d]
-    clips = [c for c, _ in kept]
-    if skipped and identity["options"]["strict"]:
-        which = f"clip {skipped[0]['path']} of {identity['origin']}"
-        raise KwsError(f"{which} is unusable: {skipped[0]['reason']}; fix it, or pack without strict to skip it")
-    if not clips:
-        first = f"the first, {done[0][0].path}: {done[0][1]['reason']}"
-        raise KwsError(f"source {identity['origin']} has no readable clips ({first}); give wav, flac, ogg or mp3 files")
-    with open(partial / "waves.npy", "r+b") as f:
-        shape = {"descr": "<i2", "fortran_order": False, "shape": (len(clips), CLIP)}
-        np.lib.format.write_array_header_1_0(f, shape)  # HEADER bytes
-        f.flush()
-        os.fsync(f.fileno())
-    columns = ("path", "word", "speaker", "split")
-    write_csv(partial / "index.csv", [dict(zip(columns, c), samples=d["samples"]) for c, d in kept])
-    with replacing(partial / "noise.npy") as scratch, open(scratch, "wb") as f:
-        np.save(f, np.concatenate([np.zeros(0, np.int16), *noises]))
+def _finish(source, identity, partial, found, noises, skipped, digest):
+    """The index, the noise and the card beside the waves; then nothing else is left in the folder."""
+    kept = np.flatnonzero(found["samples"]).tolist()
+    clips, found = [source.clips[i] for i in kept], found[kept]
+    lines = (dict(zip(COLUMNS, (*c[:4], n))) for c, n in zip(clips, found["samples"].tolist()))
+    write_csv(partial / "index.csv", lines, COLUMNS)
+    for name, array in (("index", None), ("noise", np.concatenate([np.zeros(0, np.int16), *noises]))):
+        with replacing(partial / f"{name}.npy") as scratch, open(scratch, "wb") as f:
+            np.save(f, parse_index(partial / "index.csv") if array is None else array)
+    with open(partial / "index.csv", "rb") as f:
+        while piece := f.read(1 << 20):
+            digest.update(piece)
 
-    def tally(splits):
-        return dict.fromkeys(SPLITS, 0) | Counter(splits)
+    def tally(counts, *key):
+        return {split: counts[(*key, split)] for split in SPLITS}
 
+    per_word = Counter((c.word, c.split) for c in clips)
     card = {
         **identity,
-        "checksum": file_hash(partial / "waves.npy", partial / "index.csv"),
-        "clips": tally(c.split for c in clips),
-        "words": {w: tally(c.split for c in clips if c.word == w) for w in sorted({c.word for c in clips})},
-        "speakers": tally(split for _, split in {(c.speaker, c.split) for c in clips}),
+        "checksum": digest.hexdigest(),
+        "index_crc": checksum(partial / "index.csv", partial / "index.npy"),
+        "clips": tally(Counter((c.split,) for c in clips)),
+        "words": {word: tally(per_word, word) for word in sorted({word for word, _ in per_word})},
+        "speakers": tally(Counter((split,) for _, split in {(c.speaker, c.split) for c in clips})),
         "noise_seconds": round(sum(map(len, noises)) / SAMPLE_RATE, 3),
         "noise_files": [*map(len, noises)],  # samples of each, in the order of their names
-        "short": sum(d["samples"] < CLIP for _, d in kept),
-        **{key: sum(d[key] for _, d in kept) for key in ("clipped", "silent")},
+        "short": int((found["samples"] < CLIP).sum()),
+        **{key: int(found[key].sum()) for key in ("clipped", "silent")},
         "skipped": skipped,
     }
     notes = getattr(source, "notes", [])
@@ -274,8 +314,6 @@ def _finish(source, identity, partial, done):
         card["note"] = "; ".join(notes)
         print(f"note: {identity['origin']}: {card['note']}", file=sys.stderr)
     write_json(partial / "card.json", card)
-    for copy in partial.glob("*.zip"):  # of tars
-        copy.unlink()
     (partial / "journal").unlink()  # last: until here, a killed run would have to be resumed
 
 
@@ -290,13 +328,14 @@ def _begin(source):
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _decode(clip):
-    """One clip, in a worker -> (the bytes of its row in waves.npy, what the journal says of it)."""
+def _decode(numbered):
+    """One (number, clip), in a worker -> (the bytes of its row, what the journal says of it)."""
+    i, clip = numbered
     try:
         wave, clipped = _source.decode(clip)
     except Unreadable as e:
-        row, entry = b"", {"reason": str(e)}
+        row, entry = b"", {"clip": i, "reason": str(e)}
     else:
-        row = wave.tobytes().ljust(2 * CLIP, b"\0")
-        entry = {"samples": len(wave), "clipped": clipped, "silent": not wave.any()}
+        row = wave.tobytes().ljust(ROW, b"\0")
+        entry = {"clip": i, "samples": len(wave), "clipped": clipped, "silent": not wave.any()}
     return row, {**entry, "crc": _checksum(row, entry)}

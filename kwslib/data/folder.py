@@ -1,11 +1,13 @@
 """Sources of clips: a folder of word folders, a zip or tar of one, Speech Commands itself, or a manifest's recordings.
 
-A source has a `card` (what it is, its licence, its checksum), `open(scratch)`, after which `clips` lists all clips and
+A source has a `card` (what it is, its licence, its checksum), `open()`, after which `clips` lists all clips and
 `skipped` the files that are none, `decode(clip)`, called in worker processes, and `noise()`. Archives are never
-unpacked: clips are read from the zip (a tar, which has no random access when it is compressed, is first copied to one).
+unpacked: clips are read from the zip, or from where they are in a tar; of a tar that is compressed, which can only be
+read from its start, `each` reads them in its order.
 `synthetic.py` is another source."""
 
 import hashlib
+import io
 import lzma
 import os
 import re
@@ -18,9 +20,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from kwslib.data.audio import Unreadable, decode, loudest_window, to_int16
+from kwslib.data.columns import LONGEST
 from kwslib.data.fetch import fetch, name_of
 from kwslib.data.manifest import SPLIT_NAMES, SPLITS, read_manifest
-from kwslib.io import CLIP, SAMPLE_RATE, KwsError, file_hash, replacing
+from kwslib.io import CLIP, SAMPLE_RATE, KwsError, file_hash
 
 NOISE = "_background_noise_"
 URL = "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
@@ -31,8 +34,8 @@ CC_BY = "CC BY 4.0"
 ATTRIBUTION = "Speech Commands, Pete Warden, 2018 (arXiv 1804.03209), CC BY 4.0"
 TEXTS = (".md", ".txt", ".json", ".csv", ".jsonl", ".csv.gz", ".jsonl.gz")  # beside clips, never clips
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError)
-LONGEST = 512  # characters of a clip's name
 MOST = 1 << 27  # bytes of a file, also of one in an archive: more would be read into memory
+LISTS = tuple(f"{split}_list.txt" for split in SPLITS[1:])
 HOUR = 3600  # seconds: the most of a file of noise
 _zip = lru_cache(maxsize=2)(zipfile.ZipFile)
 
@@ -112,13 +115,14 @@ class Folder:
         if self.archive:
             kind, checksum = "archive", {"sha256": file_hash(self.path)}
         else:
-            listing = repr(sorted(self._files(None).items())).encode()
+            listing = repr(sorted(self._files().items())).encode()
             kind, checksum = "folder", {"listing_sha256": hashlib.sha256(listing).hexdigest()}
         self.card = source_card(name, kind, *rights(name), origin=name, checksum=checksum)
 
     def _ask(self, words, speaker_from=None, only=None):
         """Keep what is asked for. options: what decides, beside words, which corpus this is."""
         self.words, self.rule, self.skipped, self.notes, self.options = words, speaker_from, [], [], {}
+        self.tar = None  # of a tar, where its files are
         if speaker_from is not None:
             try:
                 re.compile(speaker_from)
@@ -134,7 +138,7 @@ class Folder:
             self.only = {os.path.splitext(r.path)[0]: r for r in rows}
             self.options["only"] = {"name": Path(only).name, "sha256": file_hash(only)}
 
-    def _files(self, scratch):
+    def _files(self):
         """All files: {name: size and time of change}. Raises KwsError for folders that cannot be read, and for an
         archive's links and escaping paths."""
         if not self.archive:
@@ -147,44 +151,63 @@ class Folder:
             return {p.as_posix(): (s.st_size, s.st_mtime_ns) for p, s in found.items()}
         _zip.cache_clear()  # the file may be another than the last of this name
         try:
-            self.zip = self.path if zipfile.is_zipfile(self.path) else self._as_zip(scratch / f"{self.path.name}.zip")
-            found = {i.filename: i for i in _zip(self.zip).infolist() if not i.filename.endswith("/")}
+            if zipfile.is_zipfile(self.path):
+                found = {i.filename: i for i in _zip(self.path).infolist() if not i.filename.endswith("/")}
+                links = {name for name, i in found.items() if stat.S_ISLNK(i.external_attr >> 16)}
+            else:
+                found, links = self._tar(), {name for name, place in self.tar.items() if place is None}
         except (*BROKEN, OSError, ValueError, RuntimeError, OverflowError) as e:
             if getattr(e, "errno", None):  # the disk's fault, not the archive's
                 raise
             raise KwsError(f"archive {self.path} is broken, or neither zip nor tar; get it again") from None
-        for name, i in found.items():
-            is_link = stat.S_ISLNK(i.external_attr >> 16)
-            if is_link or name.startswith("/") or ".." in PurePosixPath(name).parts:
-                why = "is a link" if is_link else "leaves its folder"
+        for name in found:
+            if name in links or name.startswith("/") or ".." in PurePosixPath(name).parts:
+                why = "is a link" if name in links else "leaves its folder"
                 raise KwsError(f"archive {self.path} is refused: member {name!r} {why}; leave that out")
         return found
 
-    def _as_zip(self, copy):
-        """Copy the tar, whatever its compression, to a zip that keeps the bytes as they are."""
-        if not copy.exists():  # a resumed run finds it whole
-            tar = tarfile.open(self.path, errors="replace")
-            with tar, replacing(copy) as part, zipfile.ZipFile(part, "w") as out:
-                for member in tar:
-                    info, whole = zipfile.ZipInfo(member.name), member.isreg()
-                    info.external_attr = (stat.S_IFREG if whole else stat.S_IFLNK) << 16
-                    if not member.isdir():
-                        out.writestr(info, tar.extractfile(member).read(MOST + 1) if whole else b"")
-        return copy
+    def _tar(self):
+        """{name: (its first byte, its bytes)} of a tar's files, None for links; keeps the lists of splits."""
+        self.tar, self.lists = {}, {}
+        with tarfile.open(self.path, errors="replace") as tar:
+            self.compressed = not isinstance(tar.fileobj, io.BufferedReader)
+            for member in tar:
+                if not member.isdir():
+                    self.tar[member.name] = (member.offset_data, member.size) if member.isreg() else None
+                    self.compressed |= member.issparse()
+                    if member.isreg() and member.name.endswith(LISTS):
+                        self.lists[member.name] = tar.extractfile(member).read(MOST + 1)
+        return self.tar
 
-    def open(self, scratch):
-        """List the clips. `scratch` is a folder for the copy of a tar. Raises KwsError."""
-        self.clips, self.noises = self._list(scratch)
+    def each(self, wanted):
+        """{key: where} of files -> (key, where) of each, in the order in which they are read the fastest. Of a
+        compressed tar, `where` is then the file's bytes."""
+        if self.tar is None or not self.compressed:
+            yield from wanted.items()
+            return
+        keys = {self.tar[name]: key for key, name in wanted.items()}
+        try:
+            with tarfile.open(self.path, errors="replace") as tar:
+                for member in tar:
+                    if keys and (key := keys.pop((member.offset_data, member.size), None)) is not None:
+                        yield key, tar.extractfile(member).read(MOST + 1)
+                    tar.members.clear()  # or it would keep all of them
+        except BROKEN as e:
+            raise KwsError(f"archive {self.path} is broken ({e}); get it again") from None
+
+    def open(self):
+        """List the clips. Raises KwsError."""
+        self.clips, self.noises = self._list()
         if self.only is not None:
-            self._take_only(scratch)
+            self._take_only()
         if not self.clips:
             raise KwsError(f"source {self.path} holds no clips; it must hold a folder of clips per word")
         if missing := sorted(set(self.words or ()) - {c.word for c in self.clips}):
             raise KwsError(f"source {self.path} has no word {', '.join(missing)}; leave it out of words")
 
-    def _list(self, scratch):
+    def _list(self):
         """([Clip], [(path, name)] of the noise), both in the order of their paths."""
-        names = {PurePosixPath(name).parts: name for name in self._files(scratch)}
+        names = {PurePosixPath(name).parts: name for name in self._files()}
         names = {k: name for k, name in names.items() if k and not any(p.startswith((".", "__MACOSX")) for p in k)}
         depth = 3 if self.rule == "parent" else 2
         if len({parts[0] for parts in names}) == 1 and any(len(parts) > depth for parts in names):
@@ -219,11 +242,11 @@ class Folder:
                 clips.append(Clip(path, word, speaker, split or which_set(speaker), name, named))
         return clips, noises
 
-    def _take_only(self, scratch):
+    def _take_only(self):
         """Keep the clips of `only`, in its splits; list those that are not here."""
         wanted = {k: row for k, row in self.only.items() if self.words is None or k.split("/")[0] in self.words}
         held = {os.path.splitext(c.path)[0]: c for c in self.clips}
-        held.update(self._elsewhere(wanted.keys() - held.keys(), scratch))
+        held.update(self._elsewhere(wanted.keys() - held.keys()))
         clips = [c._replace(split=wanted[k].split or c.split) for k, c in held.items() if k in wanted]
         self.clips = sorted(clips, key=lambda c: c.path.split("/"))
         missing = [row.path for k, row in wanted.items() if k not in held]
@@ -232,17 +255,30 @@ class Folder:
             of = f"{len(missing)} of {len(wanted)} clips of {self.options['only']['name']}"
             self.notes.append(f"{of} are not in {self.path.name}, such as {missing[0]}")
 
-    def _elsewhere(self, stems, scratch):
+    def _elsewhere(self, stems):
         """{stem: Clip} of clips that this source finds in another place."""
         return {}
 
     def _read(self, name):
         """The bytes of one file of the source. Raises Unreadable."""
         try:
-            size = _zip(self.zip).getinfo(name).file_size if self.archive else (self.path / name).stat().st_size
+            if self.tar is not None and name in self.lists:
+                name = self.lists[name]
+            if isinstance(name, bytes):  # read already, as far as MOST + 1
+                size = len(name)
+            elif self.tar is not None:
+                start, size = self.tar[name]
+            else:
+                size = _zip(self.path).getinfo(name).file_size if self.archive else (self.path / name).stat().st_size
             if size > MOST:
                 raise Unreadable(f"of {size / 1e6:.0f} MB, more than {MOST / 1e6:.0f}; cut it into shorter files")
-            return _zip(self.zip).read(name) if self.archive else (self.path / name).read_bytes()
+            if isinstance(name, bytes):
+                return name
+            if self.tar is not None:
+                with open(self.path, "rb") as f:
+                    f.seek(start)
+                    return f.read(size)
+            return _zip(self.path).read(name) if self.archive else (self.path / name).read_bytes()
         except Unreadable:
             raise
         except (OSError, RuntimeError, ValueError, OverflowError, *BROKEN) as e:  # RuntimeError: an encrypted member
@@ -256,16 +292,18 @@ class Folder:
 
     def noise(self):
         """The files of background noise in the order of their names: a list of int16 (n,)."""
-        waves = []
-        for path, name in self.noises:
+        waves = {}
+        for path, name in self.each(dict(self.noises)):
             try:
                 wave = decode(self._read(name), seconds=HOUR + 1)
                 if len(wave) > HOUR * SAMPLE_RATE:
                     raise Unreadable("longer than an hour; cut it into shorter files")
-                waves.append(to_int16(wave)[0])
+                waves[path] = to_int16(wave)[0]
             except Unreadable as e:
-                self.skipped.append({"path": path, "reason": str(e)})
-        return waves
+                waves[path] = str(e)
+        found = [(path, waves[path]) for path, _ in self.noises]
+        self.skipped += [{"path": path, "reason": wave} for path, wave in found if isinstance(wave, str)]
+        return [wave for _, wave in found if not isinstance(wave, str)]
 
 
 class SpeechCommandsArchive(Folder):
@@ -283,16 +321,22 @@ class SpeechCommandsArchive(Folder):
         if only and older:
             self.options["older"] = list(older)
 
-    def _list(self, scratch):
+    def _list(self):
         fetch(self.card["origin"], self.path, self.card["source_checksum"])
-        return super()._list(scratch)
+        return super()._list()
 
-    def _elsewhere(self, stems, scratch):
+    def _elsewhere(self, stems):
         if not (stems and self.older):
             return {}
         self.older = SpeechCommandsArchive(self.path.parent, None, self.older[0], None, self.older[1])
-        found = {os.path.splitext(c.path)[0]: c for c in self.older._list(scratch)[0]}
+        found = {os.path.splitext(c.path)[0]: c for c in self.older._list()[0]}
         return {k: found[k]._replace(where=(found[k].where,)) for k in stems & found.keys()}
+
+    def each(self, wanted):
+        older = {key: name[0] for key, name in wanted.items() if isinstance(name, tuple)}
+        yield from super().each({key: name for key, name in wanted.items() if key not in older})
+        if older:
+            yield from ((key, w if isinstance(w, bytes) else (w,)) for key, w in self.older.each(older))
 
     def _read(self, name):
         return self.older._read(*name) if isinstance(name, tuple) else super()._read(name)

@@ -46,7 +46,7 @@ class Recordings(Folder):
         span = "" if row.start is None else f"#{row.start:.9g}" + ("" if row.end is None else f"-{row.end:.9g}")
         return Clip(row.path + span, word, speaker, row.split or which_set(speaker), (file, row.start, row.end), named)
 
-    def _list(self, scratch):
+    def _list(self):
         return self.clips, self.noises
 
     def decode(self, clip):

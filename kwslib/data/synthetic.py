@@ -68,7 +68,7 @@ class Synthetic:
                 voices.append((split, (voice, *rng.uniform((25, 25, 130), (80, 75, 220)))))
         return voices
 
-    def open(self, scratch):
+    def open(self):
         """Nothing to fetch."""
 
     def speak(self, word, voice, pitch, spread, rate):

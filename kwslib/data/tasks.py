@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kwslib.data.columns import Column, forget
 from kwslib.data.folder import NOISE, SPLITS
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError
 
@@ -20,25 +21,66 @@ V2_35 = (
     "off on one right seven sheila six stop three tree two up visual wow yes zero"
 ).split()
 SHARE = 0.1  # of the wanted clips, each for unknown and for silence
+FEW = 1 << 15  # clips that are held in memory: 1 GB
+
+
+class Rows:
+    """The waves of many clips, left where they are: indexed as a tensor int16 (n, 16000) is, it gives that tensor.
+
+    Row i is waves[index[i]], or where that is negative cut ~index[i]: a (piece, start, gain) of `noise`."""
+
+    dtype = torch.int16
+
+    def __init__(self, waves, index, noise=None, cuts=()):
+        self.waves, self.index, self.noise, self.cuts = waves, index, noise, cuts
+        self.plain = waves.view(np.ndarray) if isinstance(waves, np.ndarray) else waves  # indexed much faster
+        self.shape = torch.Size((len(index), CLIP))
+
+    def __len__(self):
+        return len(self.index)
+
+    def __getitem__(self, key):
+        index = self.index[np.asarray(key) if isinstance(key, torch.Tensor) else key]
+        out = np.empty((index.size, CLIP), np.int16)
+        for row, i in zip(out, np.atleast_1d(index).tolist()):
+            if i >= 0:
+                row[:] = self.plain[i]
+            else:
+                piece, start, gain = self.cuts[~i]
+                row[:] = np.rint(self.noise[piece, start : start + CLIP] * gain)
+        forget(self.waves)
+        return torch.from_numpy(out if index.ndim else out[0])
+
+    def split(self, size):
+        """As a tensor's: one after the other, the tensors of `size` rows."""
+        return (self[i : i + size] for i in range(0, len(self), size))
+
+    def some(self, most):
+        """At most so many of these rows, evenly spaced."""
+        return Rows(self.waves, self.index[:: -(-len(self) // most)], self.noise, self.cuts)
+
+    def is_floating_point(self):
+        return False
 
 
 @dataclass
 class Split:
-    """waves: int16 (n, 16000); targets: int64 (n,), indices into labels; samples: int64 (n,), true lengths;
-    speakers, paths: str (n,); labels: the names of the classes."""
+    """waves: int16 (n, 16000), a tensor or, of more than FEW clips, their `Rows`; targets: int64 (n,), indices into
+    labels; samples: int64 (n,), true lengths; speakers, paths: str (n,), arrays or, of more than FEW clips, a
+    `Column`; labels: the names of the classes."""
 
-    waves: torch.Tensor
+    waves: torch.Tensor | Rows
     targets: torch.Tensor
     samples: torch.Tensor
-    speakers: np.ndarray
-    paths: np.ndarray
+    speakers: np.ndarray | Column
+    paths: np.ndarray | Column
     labels: list
 
 
 def task_labels(corpus, task):
     """The classes of a task, in the order of the model's outputs: words sorted (v2-12: as published), then
     `_unknown_` and `_silence_`. Raises KwsError where the corpus lacks a word."""
-    held = sorted(set(corpus.words.tolist()))
+    held = corpus.words.distinct()
     names = {"all": held, "v2-35": V2_35, "v2-12": [*COMMANDS, UNKNOWN, SILENCE]}
     if not isinstance(task, (list, tuple)) and task not in names:
         raise KwsError(f"task {task!r} is not known; give all, v2-35, v2-12 or a list of words")
@@ -86,30 +128,31 @@ def select(corpus, task, split, seed=0):
     if corpus.waves.shape[1:] != (CLIP,):
         raise KwsError(f"corpus.waves has shape {corpus.waves.shape}; a corpus holds clips of {CLIP} samples")
     labels = task_labels(corpus, task)
-    place = {word: i for i, word in enumerate(labels)}
     rng = np.random.default_rng([seed, SPLITS.index(split)])
-    inside = corpus.splits == split
-    known = np.isin(corpus.words, [w for w in labels if w not in (UNKNOWN, SILENCE)])
-    rows = np.flatnonzero(inside & known)
+    wanted = {word: i for i, word in enumerate(labels) if word not in (UNKNOWN, SILENCE)}
+    inside, classes = corpus.splits == split, corpus.words.numbered(wanted, -1)
+    rows = np.flatnonzero(inside & (classes >= 0))
     if not len(rows):
         raise KwsError(f"corpus {corpus.root} has no {split} clips of these words; choose others")
-    share, quiet = math.ceil(SHARE * len(rows)), 0
+    share, noise, cuts = math.ceil(SHARE * len(rows)), None, []
     if UNKNOWN in labels:
-        others = np.flatnonzero(inside & ~known)
+        others = np.flatnonzero(inside & (classes < 0))
         if not len(others):
             raise KwsError(f"corpus {corpus.root} has no other words in {split} for {UNKNOWN}; leave that out")
         rows = np.sort(np.concatenate([rows, rng.permutation(others)[:share]]))
+        classes[classes < 0] = labels.index(UNKNOWN)
+    targets = classes[rows]
     if SILENCE in labels:
-        noise, quiet = noise_of(corpus, split), share
-    waves = np.empty((len(rows) + quiet, CLIP), np.int16)
-    np.take(corpus.waves, rows, axis=0, out=waves[: len(rows)], mode="clip")  # other modes copy twice
-    targets = [place.get(word, place.get(UNKNOWN)) for word in corpus.words[rows].tolist()]
-    targets = torch.tensor(targets + [place.get(SILENCE)] * quiet)
-    paths = corpus.paths[rows].tolist()
-    for i in range(len(rows), len(waves)):
-        piece, start = rng.integers(len(noise)), rng.integers(noise.shape[1] - CLIP + 1)
-        waves[i] = np.rint(noise[piece, start : start + CLIP] * rng.uniform())
-        paths.append(f"{NOISE}/{split}-{piece}-{start}")
+        noise = noise_of(corpus, split)
+        for _ in range(share):
+            piece, start = int(rng.integers(len(noise))), int(rng.integers(noise.shape[1] - CLIP + 1))
+            cuts.append((piece, start, rng.uniform()))
+        targets = np.concatenate([targets, np.full(share, labels.index(SILENCE))])
+    quiet = len(cuts)
+    waves = Rows(corpus.waves, np.concatenate([rows, ~np.arange(quiet)]), noise, cuts)
+    paths = corpus.paths.take(rows, [f"{NOISE}/{split}-{piece}-{start}" for piece, start, _ in cuts])
+    speakers = corpus.speakers.take(rows, [SILENCE] * quiet)
     samples = torch.from_numpy(np.concatenate([corpus.samples[rows], np.full(quiet, CLIP)]))
-    speakers = np.concatenate([corpus.speakers[rows], np.full(quiet, SILENCE)])
-    return Split(torch.from_numpy(waves), targets, samples, speakers, np.array(paths), labels)
+    if len(waves) <= FEW:
+        waves, speakers, paths = waves[:], speakers[:], paths[:]
+    return Split(waves, torch.from_numpy(targets), samples, speakers, paths, labels)

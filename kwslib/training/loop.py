@@ -12,6 +12,7 @@ import contextlib
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from kwslib.data.augment import Augment, SpecMask
 from kwslib.data.batches import Batches, epoch_seed
 from kwslib.data.corpus import load_corpus
 from kwslib.data.features import Normalise
-from kwslib.data.tasks import noise_of, select
+from kwslib.data.tasks import FEW, Rows, noise_of, select
 from kwslib.io import CLIP, KwsError, locked
 from kwslib.models.registry import build
 from kwslib.training.device import Place
@@ -99,8 +100,11 @@ def train_in(out, config, place, corpus, progress):
 
 
 def normalise_of(config, training, frontend, device):
-    """The normalisation that the recipe asks for, measured on the training clips where it is the corpus'."""
+    """The normalisation that the recipe asks for, measured on the training clips where it is the corpus': on all of
+    them, or where there are more than FEW on so many at most, evenly spaced."""
     if config.normalise == "corpus":
+        if isinstance(training.waves, Rows):
+            training = replace(training, waves=training.waves.some(FEW))
         return Normalise.measure(training, frontend, device=device)
     return Normalise(kind=config.normalise)
 
