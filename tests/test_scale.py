@@ -2,12 +2,14 @@
 give, bit by bit."""
 
 import json
+import subprocess
 import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from small_runs import run, same, write_tones
 from test_corpus import as_folder, as_tar, clips, sound
 
@@ -175,6 +177,37 @@ def test_training_from_files_gives_the_same_bits(tmp_path, monkeypatch, task):
     mapped = run(corpus, tmp_path / "mapped", epochs=2, task=task)
     assert same(tmp_path / "held", tmp_path / "mapped") and held["normalisation"] == mapped["normalisation"]
     assert (tmp_path / "held/history.csv").read_bytes() == (tmp_path / "mapped/history.csv").read_bytes()
+
+
+def test_a_file_of_waves_that_became_shorter(tmp_path, monkeypatch):
+    corpus = load_corpus(write_tones(tmp_path / "c", noise_seconds=40))
+    monkeypatch.setattr(tasks, "FEW", 5)
+    rows = select(corpus, "all", "testing").waves
+    (tmp_path / "c/waves.npy").write_bytes((tmp_path / "c/waves.npy").read_bytes()[:-5])
+    with pytest.raises(KwsError, match="waves.npy has become shorter"):
+        rows[:]
+
+
+def test_the_rehearsal_and_its_estimates(tmp_path):
+    from paper import scale
+
+    out = tmp_path / "scale.json"
+    command = [sys.executable, "-m", "paper.scale", "--out", out, "--sizes", "200", "--folder", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    found = json.loads(out.read_text())
+    assert found["starts"][0]["clips"] == 200 and found["starts"][0]["peak_mb"] > 100
+    assert "200 |" in out.with_suffix(".md").read_text() and out.with_suffix(".png").exists()
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/m-0.json").write_text('{"clips_per_second": 50}')
+    machine = {"timing": "t", "processes": 4, "efficiency": 0.5, "dollars_per_hour": 3}
+    work = {"clips": 7200, "training": 36_000, "passes": 10}
+    assumed = {"models": ["m"], "machines": {"a": machine}, "work": {"w": work}}
+    (row,) = scale.estimates(assumed, 2.0, 1500.0, tmp_path)
+    # 360,000 clips at 4 * 50 / 2 a second; 7,200 clips of 32 kB, packed at two a second
+    assert row["hours"] == 1 and row["dollars"] == 3 and row["memory_gb"] == 6
+    assert row["pack_hours"] == 1 and row["disk_gb"] == 0.2304
+    rows = [{"clips": n, **dict.fromkeys(scale.KEYS, n**0.5)} for n in (100, 10_000)]
+    assert all(abs(v - 0.5) < 1e-9 for v in scale.exponents(rows).values())
 
 
 def test_a_corpus_costs_few_bytes_a_clip(tmp_path):

@@ -16,7 +16,7 @@ from bisect import bisect_right
 import numpy as np
 
 from kwslib.data.manifest import SPLITS
-from kwslib.io import CLIP
+from kwslib.io import CLIP, KwsError
 
 COLUMNS = ("path", "word", "speaker", "split", "samples")
 RECORD = np.dtype([("at", "<i8"), ("samples", "<i8"), ("word", "<i4"), ("speaker", "<i4"), ("split", "<i1")])
@@ -160,7 +160,7 @@ class Shards:
     ndim, dtype = 2, np.dtype(np.int16)
 
     def __init__(self, parts):
-        self.parts = [*map(np.asarray, parts)]
+        self.parts = [*parts]
         self.starts = [0, *np.cumsum([len(p) for p in parts]).tolist()]
         self.shape = (self.starts[-1], CLIP)
 
@@ -185,13 +185,27 @@ class Shards:
         return np.concatenate(self.parts).astype(dtype or self.dtype)
 
 
-def forget(waves):
-    """Give back the memory of a map's pages that were read: the system keeps them as long as it has room."""
-    for part in getattr(waves, "parts", [waves]):
-        while isinstance(part.base, np.ndarray):
-            part = part.base
-        if isinstance(part.base, mmap.mmap) and hasattr(part.base, "madvise"):
-            part.base.madvise(mmap.MADV_DONTNEED)
+class Reader:
+    """read(i, out) puts row i of mapped waves into out, int16 (CLIP,), from many threads at once. It reads the files:
+    the maps would bring as much as 2 MB around each row, and count as this process's memory."""
+
+    def __init__(self, waves):
+        self.waves, self.files = waves, []
+        self.parts, self.starts = getattr(waves, "parts", [waves]), getattr(waves, "starts", [0])
+        if hasattr(os, "preadv") and all(isinstance(getattr(p, "base", None), mmap.mmap) for p in self.parts):
+            self.files = [os.open(p.filename, os.O_RDONLY) for p in self.parts]
+
+    def __del__(self):
+        for file in self.files:
+            os.close(file)
+
+    def __call__(self, i, out):
+        if not self.files:  # waves in memory, or a system that cannot
+            out[:] = self.waves[i]
+            return
+        k = bisect_right(self.starts, i) - 1
+        if os.preadv(self.files[k], [out], self.parts[k].offset + (i - self.starts[k]) * ROW) != ROW:
+            raise KwsError(f"{self.parts[k].filename} has become shorter; pack the corpus again")
 
 
 class WaveFiles:
@@ -219,7 +233,7 @@ class WaveFiles:
         """Leave out the rows that are not kept, write the headers -> the SHA-256 of all, as if it were one file.
 
         A run that is killed here finds rows that disagree with the journal, and packs those again."""
-        digest = hashlib.sha256(_header(int(kept.sum())))
+        digest = hashlib.sha256(header(int(kept.sum())))
         for k, file in enumerate(self.files):
             rows = np.flatnonzero(kept[k * SHARD : (k + 1) * SHARD]).tolist()
             for to, i in enumerate(rows):
@@ -229,13 +243,13 @@ class WaveFiles:
                 digest.update(row)
             file.truncate(HEADER + len(rows) * ROW)
             file.seek(0)
-            file.write(_header(len(rows)))
+            file.write(header(len(rows)))
             file.flush()
             os.fsync(file.fileno())
         return digest
 
 
-def _header(clips):
+def header(clips):
     """The first HEADER bytes of an .npy file of so many clips."""
     np.lib.format.write_array_header_1_0(
         out := io.BytesIO(), {"descr": "<i2", "fortran_order": False, "shape": (clips, CLIP)}
