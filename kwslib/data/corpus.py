@@ -119,7 +119,7 @@ def _index(root, card):
     return parse_index(files[0])
 
 
-def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **options):
+def pack(source, out, *, words=None, strict=False, workers=None, seed=0, pool=None, **options):
     """Turn a source into a packed corpus in the folder `out`, and open it.
 
     source: "synthetic" (options speakers, snr; see synthetic.Synthetic), "speech_commands" (downloaded to the folder
@@ -127,7 +127,8 @@ def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **optio
     kwslib.data.manifest). words: take only these. Options of recordings: only (a manifest: take its paths, in its
     splits) and speaker_from ("parent", "prefix" or a regular expression; see folder.speaker_of).
     strict: refuse unreadable clips, which are otherwise skipped and listed in the card. Returns at once where `out`
-    already holds this corpus. Raises KwsError."""
+    already holds this corpus. pool: what makes an executor of (the source, workers), in place of processes here; its
+    `map` and `shutdown` are used (paper/ray_engine.py has one). Raises KwsError."""
     for key, value in {"source": source, "out": out}.items():
         if not isinstance(value, (str, os.PathLike)) or not str(value) or "\0" in str(value):
             raise KwsError(f"{key} is {value!r}; give a path" + " or the name of a source" * (key == "source"))
@@ -158,7 +159,7 @@ def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **optio
         with locked(out.with_name(f".{out.name}.lock"), busy):
             partial.mkdir(exist_ok=True)  # if another run has just ended
             with open(partial / "journal", "a+b") as journal:
-                _pack(origin, identity, partial, journal, workers or cores())
+                _pack(origin, identity, partial, journal, workers or cores(), pool or _pool)
             sync(partial)
             os.replace(partial, out)
             sync(out.parent)
@@ -171,7 +172,7 @@ def pack(source, out, *, words=None, strict=False, workers=None, seed=0, **optio
     return load_corpus(out)
 
 
-def _pack(source, identity, partial, journal, workers):
+def _pack(source, identity, partial, journal, workers, start):
     """Fill the folder `partial` with a whole corpus, continuing after what its journal lists."""
     journal.seek(0)
     lines = [line for line in journal if line.endswith(b"\n")]
@@ -190,7 +191,7 @@ def _pack(source, identity, partial, journal, workers):
         journal.writelines(lines[: 1 + done])
         journal.flush()
         bar = stack.enter_context(progress(len(found), f"packing {identity['name']}", done))
-        pool = _pool(source, workers)
+        pool = start(source, workers)
         stack.callback(pool.shutdown, cancel_futures=True)
         left = {int(i): source.clips[i].where for i in np.flatnonzero(~found["seen"])}
         for some in _pieces(source.each(left) if hasattr(source, "each") else left.items(), 16 * PIECE * workers):
