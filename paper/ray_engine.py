@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kwslib.data import corpus as packing
 from kwslib.io import KwsError, replacing
+from kwslib.training.resume import RESUME
 
 TRIES = 100  # of a task whose node dies; nodes that leave when they are needed elsewhere count
 PAUSE = 1  # seconds between two looks at what a run has written
@@ -66,7 +67,10 @@ class Home:
     def __init__(self, out):
         self.out = Path(out)
 
-    def put(self, files):
+    def put(self, files, finished=None):
+        """Write {path: bytes}; of a run that has ended, in the folder `finished`, a resume file that is no more goes."""
+        if finished and (resume := f"{finished}/{RESUME}") not in files:
+            (self.out / resume).unlink(missing_ok=True)
         for name, data in files.items():
             with replacing(self.out / name) as scratch:
                 scratch.write_bytes(data)
@@ -90,7 +94,7 @@ def carried(out, folder, home, ray):
     over, seen = threading.Event(), [None]
 
     def look():
-        resume = Path(out, folder, "resume.safetensors")
+        resume = Path(out, folder, RESUME)
         while not over.wait(PAUSE):
             try:
                 now = resume.stat().st_mtime_ns
@@ -122,7 +126,7 @@ def _run(home, config, name, profile):
             Path(out, path).write_bytes(data)
         with carried(out, folder, home, ray):
             error = run_one(config.model_copy(update={"out": Path(out, folder)}), name, out, profile)
-        ray.get(home.put.remote(read_all(out)))
+        ray.get(home.put.remote(read_all(out), folder))
     return error
 
 
