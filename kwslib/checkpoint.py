@@ -96,8 +96,9 @@ def find_checkpoint(path):
 def pretrained():
     """The models that come with kwslib: entries with name, words, accuracy, interval, n, licence and data_licence.
 
-    accuracy: the share of right answers on the `n` test clips of those words, with its 95 % interval. licence: of the
-    weights; data_licence: of the recordings that they were trained on. `kwslib.load(name)` loads one."""
+    accuracy: the share of right answers on the `n` test clips of those words, with its 95 % interval; of a detector,
+    the share heard at one false alarm an hour. licence: of the weights; data_licence: of the recordings that they were
+    trained on. `kwslib.load(name)` loads one."""
     cards = {path.stem: read_json(path, "model card") for path in sorted(PRETRAINED.glob("*.json"))}
     kinds = ("accuracy", "interval", "n")
     Entry = namedtuple("Pretrained", ("name", "words", *kinds, "licence", "data_licence"))

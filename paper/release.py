@@ -10,13 +10,17 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 from kwslib.checkpoint import read_checkpoint, save_checkpoint
+from kwslib.data.audio import to_float
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import select
 from kwslib.io import KwsError, cli, read_json, replacing
 from kwslib.spotter import load
 
 MOST = 0.001  # change of validation accuracy that half precision may make
+MOST_ODDS = 0.1  # and of a detector's score
 
 
 def halved(weights):
@@ -54,6 +58,73 @@ accents that the corpus lacks, far microphones, or any use where a mistake does 
 """  # noqa: E501
 
 
+def detector_text(name, card, largest):
+    """The model card of a detector (paper/false_alarms.py) in Markdown, with its curve."""
+    wake, spotting, speech = card["wake"], card["spotting"], card["wake"]["real_speech"][-1]
+    clean, ordinary, near = (spotting[k] for k in ("clean", "ordinary", "confusable"))
+    rows = [f"| {p['per_hour']:.2f} | {100 * p['misses']:.1f} |" for p in spotting["curve"]]
+    points = [
+        f"| {float(r):g} | {100 * p['misses']:.1f} [{100 * p['interval'][0]:.1f}–{100 * p['interval'][1]:.1f}] | "
+        f"{p['delay_s']:.2f} | {ordinary['all'][r]['per_hour']:.2f} [{ordinary['all'][r]['interval'][0]:.2f}–"
+        f"{ordinary['all'][r]['interval'][1]:.2f}] | {per_thousand(near, r):.0f} |"
+        for r, p in clean.items()
+    ]
+    return f"""# {name}
+
+A detector of eight commands with reject: `kwslib.load("{name}").spot("a.wav", alarms_per_hour=1)`, or `.stream()`. Mamba-Light's encoder, one
+sigmoid for each word over {card["detector"]["window_s"]:g} s: what is no command gives no event. float16 on disk, float32 in use.
+
+**Words.** {", ".join(card["labels"])}.
+
+**Data and licence.** {sum(wake["clips"].values()):,} clips of {card["corpus"]["name"]} ({card["corpus"]["attribution"]}), its other words
+({", ".join(wake["other_words"])}) as negatives; running speech of {speech["name"]} (Picovoice's speech-to-intent-benchmark, {speech["licence"]});
+synthetic words and sentences by {", ".join(wake["engines"])}. Licence of the data: {card["corpus"]["licence"]} and {speech["licence"]}. Code and weights: MIT.
+
+**Recipe.** From the shipped mamba_light; {wake["steps"]:,} steps of {wake["batch"]} windows in {wake["seconds"] / 60:.0f} minutes of one core of a
+shared machine, seed {wake["seed"]}: `python -m paper.commands`. Thresholds from validation: {card["validation"]["hours"]:.1f} h without commands, of which
+most are synthetic sentences.
+
+**Test.** Clean keywords of {clean["1.0"]["speakers"]} test speakers (n = {clean["1.0"]["n"]:,}), at the thresholds for 0.5, 1 and 2 false alarms an hour of all
+words together; intervals of 95 %, over speakers and Poisson; false alarms over {ordinary["all"]["1.0"]["hours"]:.1f} h of real running speech, synthetic
+sentences and noise; confusable words are isolated ones, real and synthetic.
+
+| threshold for | missed (%) | median delay (s) | false alarms an hour | of 1,000 confusable words |
+|---|---|---|---|---|
+{chr(10).join(points)}
+
+| false alarms an hour | missed (%) |
+|---|---|
+{chr(10).join(rows)}
+
+In half precision no score moves by more than {largest:.3f} of log-odds.
+
+**Limits.** English words, of volunteers at their own microphones. Quiet speech in noise is missed far more often (chapter 8). One seed of one recipe.
+"""  # noqa: E501
+
+
+def per_thousand(near, rate):
+    return 1000 * sum(p[rate]["alarms"] for p in near.values()) / sum(p[rate]["n"] for p in near.values())
+
+
+def release_detector(checkpoint, corpus, out, name):
+    """Write a halved detector and its card to `out`; returns the largest change of a score on validation clips."""
+    weights, card = read_checkpoint(checkpoint)
+    corpus, half, spotter, scores = load_corpus(corpus), halved(weights), load(checkpoint), []
+    rows = (corpus.splits == "validation").nonzero()[0][:500]
+    for these in (weights, half):
+        spotter.model.load_state_dict(these)  # copied into float32
+        scores.append(spotter.logits(to_float(torch.from_numpy(corpus.waves[rows]))))
+    if (largest := float((scores[0] - scores[1]).abs().max())) > MOST_ODDS:
+        raise KwsError(f"half precision moves a score of {checkpoint} by {largest:.2f}; ship the checkpoint as it is")
+    found = card["spotting"]["clean"]["1.0"]
+    card["test"] = {k: found[k] for k in ("n", "speakers")} | {"accuracy": 1 - found["misses"]}
+    card["test"]["interval"] = [1 - v for v in found["interval"][::-1]]
+    save_checkpoint(Path(out) / f"{name}.safetensors", half, card)
+    with replacing(Path(out) / f"{name}.md") as scratch:
+        scratch.write_text(detector_text(name, card, largest), encoding="utf-8")
+    return largest
+
+
 def release_model(checkpoint, results, corpus, out):
     """Write the halved checkpoint and its card to `out`; returns validation accuracy in full and half precision."""
     weights, card = read_checkpoint(checkpoint)
@@ -80,10 +151,17 @@ def release_model(checkpoint, results, corpus, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", help="checkpoint file, or the folder that holds model.safetensors")
-    parser.add_argument("--results", required=True, help="results folder with its run, such as results/subset")
+    parser.add_argument("--results", help="results folder with its run, such as results/subset; not for a detector")
+    parser.add_argument("--name", help="of a detector (default: the checkpoint's folder)")
     parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
     parser.add_argument("--out", default="shipped", help="folder to write to (default shipped)")
     a = parser.parse_args()
+    if "detector" in read_checkpoint(a.checkpoint)[1]:
+        largest = release_detector(a.checkpoint, a.corpus, a.out, a.name or Path(a.checkpoint).name)
+        print(f"{a.checkpoint}: half precision moves a score by {largest:.3f}; written to {a.out}")
+        return 0
+    if not a.results:
+        raise KwsError("--results is missing; give the results folder with the run of this checkpoint")
     kept = release_model(a.checkpoint, a.results, a.corpus, a.out)
     print(
         f"{a.checkpoint}: validation {kept['full']:.2%} in full precision, {kept['half']:.2%} in half; "

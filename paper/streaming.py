@@ -3,7 +3,8 @@
     python -m paper.streaming checkpoints/subset/mamba_light-0 --corpus data/subset \\
         --out results/subset/streaming/mamba_light-0.json
 
-A stream has keywords, other words and silence of held-out speakers over background noise, and follows from its seed.
+A stream (paper/streams.py) has keywords, other words and silence of held-out speakers over background noise, and
+follows from its seed.
 The threshold is chosen on a stream of the validation speakers; misses and false alarms are counted on one of the test
 speakers.
 
@@ -14,82 +15,23 @@ once, carrying each Mamba block's state (Gu & Dao 2023, section 3.3.2), and aver
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from kwslib.data.audio import to_float
 from kwslib.data.corpus import load_corpus
-from kwslib.data.tasks import SILENCE, UNKNOWN, noise_of
+from kwslib.data.tasks import SILENCE, UNKNOWN
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, write_json
 from kwslib.metrics import accuracy
 from kwslib.models.layers import SequenceKWS
 from kwslib.spotter import load
+from paper.streams import make_stream
 
 HOP = 0.1  # seconds between decisions
 SMOOTH, REFRACTORY = 0.6, 1.5  # seconds over which posteriors are averaged, and without detections; set by hand
 LATEST = 1.0  # seconds after the end of a clip in which a detection still counts: the window holds the word that long
 ALARMS = 0.5  # an hour, at the operating point
-
-
-@dataclass
-class Stream:
-    """wave: float32 (N,) at 16 kHz. events: (start s, end s, keyword) of every keyword; other words are not listed.
-    speakers: who says each keyword, a str for each event."""
-
-    wave: np.ndarray
-    events: list
-    speakers: list
-
-    @property
-    def hours(self):
-        return len(self.wave) / SAMPLE_RATE / 3600
-
-
-def make_stream(
-    corpus, keywords, split, hours, seed=0, heard_others=True, words_a_minute=12, keyword_share=0.5, snr=(5.0, 25.0)
-):
-    """A Stream of `split`'s speakers: words at random moments without overlap, half of them keywords, over noise.
-
-    Every word is as loud as it was recorded; the noise is `snr` dB below the words' average, drawn anew every ten
-    seconds. With `heard_others` false, the validation stream takes other words from the training speakers too: the
-    model was not trained on them. Raises KwsError where the corpus has no such words, or no noise.
-    """
-    rng = np.random.default_rng([seed, len(split)])
-    known = np.isin(corpus.words, keywords)
-    inside = corpus.splits == split
-    outside = inside | (corpus.splits == "training") if split == "validation" and not heard_others else inside
-    pools = [np.flatnonzero(inside & known), np.flatnonzero(outside & ~known)]
-    if not all(map(len, pools)):
-        raise KwsError(
-            f"corpus {corpus.root} has no {'keywords' if not len(pools[0]) else 'other words'} in {split} "
-            "for a stream; take another corpus or task"
-        )
-    size, noise = round(hours * 3600 * SAMPLE_RATE), noise_of(corpus, split)
-    wave = np.zeros(size, np.float32)
-    loud = np.sqrt(np.mean(to_float(torch.from_numpy(np.asarray(corpus.waves[pools[0][:500]]))).numpy() ** 2))
-    # Not audio.mix_at_snr: one level for all words, which are added where they fall, not a ratio for each clip.
-    for start in range(0, size, noise.shape[1]):
-        piece = noise[rng.integers(len(noise))].astype(np.float32)
-        level = loud / 10 ** (rng.uniform(*snr) / 20)
-        piece *= level / max(1e-6, np.sqrt(np.mean(piece**2)))
-        wave[start : start + len(piece)] = piece[: size - start]
-    events, speakers, at, gap = [], [], 0.0, 60 / words_a_minute - CLIP / SAMPLE_RATE
-    while True:
-        at += rng.exponential(gap)
-        first = round(at * SAMPLE_RATE)
-        if first + CLIP > size:
-            return Stream(np.clip(wave, -1, 1), events, speakers)
-        keyword = rng.random() < keyword_share
-        row = rng.choice(pools[0 if keyword else 1])
-        samples = int(corpus.samples[row])
-        wave[first : first + samples] += corpus.waves[row, :samples] / np.float32(32768)
-        if keyword:
-            events.append((first / SAMPLE_RATE, (first + samples) / SAMPLE_RATE, str(corpus.words[row])))
-            speakers.append(str(corpus.speakers[row]))
-        at = (first + CLIP) / SAMPLE_RATE
 
 
 @torch.no_grad()

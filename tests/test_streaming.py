@@ -8,7 +8,8 @@ import torch
 
 from kwslib.io import KwsError
 from paper import streaming
-from paper.streaming import Stream, count, detections, make_stream, match, operating_point, sweep, thresholds_of
+from paper.streaming import count, detections, match, operating_point, sweep, thresholds_of
+from paper.streams import Stream, make_stream
 from paper.timing import spotter_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

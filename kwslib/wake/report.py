@@ -92,12 +92,16 @@ def estimate(spotter, spoken, real, out):
     return warnings
 
 
-def scene(rng, wave):
-    """A clip with 0.8 s before and after it, in a room, with noise 10 to 30 dB below: int16."""
+def scene(rng, wave, noise=None):
+    """A clip with 0.8 s before and after it, in a room, with noise 10 to 30 dB below: int16. noise: recorded samples
+    (n,) to cut from, or None for coloured noise."""
     pad = np.zeros(int(0.8 * SAMPLE_RATE))
     wave = in_room(rng, np.concatenate([pad, wave / 32768, pad]))
     power = np.square(wave).mean() * len(wave) / (len(wave) - 2 * len(pad))
-    wave += coloured_noise(rng, len(wave), rng.uniform(0, 2)) * np.sqrt(power) / 10 ** (rng.uniform(10, 30) / 20)
+    bed = coloured_noise(rng, len(wave), rng.uniform(0, 2))
+    if noise is not None:
+        bed = np.resize(noise[rng.integers(len(noise) // 2) :], len(wave)) / max(1.0, np.std(noise))
+    wave += bed * np.sqrt(power) / 10 ** (rng.uniform(10, 30) / 20)
     return np.int16(32767 * 10 ** (rng.uniform(-26, -1) / 20) * wave / np.abs(wave).max())
 
 

@@ -38,12 +38,13 @@ LICENCES = {
 
 
 class Job(NamedTuple):
-    """One text that a synthetic speaker says: engine, its voice (None draws one), held-out voices or not, seed."""
+    """One text that a synthetic speaker says: engine, its voice (None draws one), seed; held-out voices or not, or a
+    split's own."""
 
     text: str
     engine: str
     voice: str
-    held: bool
+    held: bool | str
     seed: int
 
 
@@ -149,7 +150,7 @@ def _compressed(rng, wave):
 
 
 def _espeak(job, rng):
-    split = {False: ("training",), True: ("validation", "testing")}[job.held]
+    split = {False: ("training",), True: ("validation", "testing")}.get(job.held, (job.held,))
     names = np.random.default_rng(0).permutation(sorted(p.name for p in Path(_synthetic().data, "voices/!v").iterdir()))
     names = [n for n in names if not ODD.search(n)]
     pool = [n for i, n in enumerate(names) if SPLIT_OF_VARIANT[i % len(SPLIT_OF_VARIANT)] in split]

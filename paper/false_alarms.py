@@ -1,0 +1,251 @@
+"""Two measures of a detector, never mixed: false alarms an hour on ordinary speech and noise, and false alarms per
+1,000 confusable isolated words; with the misses, and their delay, at thresholds chosen on validation.
+
+    python -m paper.false_alarms checkpoints/spot/commands --corpus data/spot --speech wake_words.zip --out results/spot
+
+What is heard is written first (scores, in --cache), then read: a choice (smoothing, one threshold or one for each word)
+is made on validation alone. The test's recordings are scored once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kwslib.checkpoint import save_checkpoint
+from kwslib.data.corpus import load_corpus
+from kwslib.data.tasks import noise_of
+from kwslib.io import SAMPLE_RATE, KwsError, cli, write_json
+from kwslib.spotter import load
+from kwslib.wake import report, voices
+from paper.commands import COMMANDS, HELD_FLITE, HELD_WORDS, near_words, words_for
+from paper.counts import Heard, alarms, beside, delays, hits, missed_at, per_thousand, pooled, rate_at
+from paper.streams import make_stream, noise_bed, sentences
+from paper.wake import recordings
+
+RATES = (0.5, 1.0, 2.0)  # false alarms an hour of ordinary speech, all words together
+SMOOTHS = (1, 2, 3, 5)  # windows that a score is the mean of, tried on validation
+RESTS = (
+    1.0,
+    1.4,
+    1.8,
+    2.2,
+)  # seconds without a second event of a word, the first with at most 5 repeats in 1,000 words
+PIECE = 60 * SAMPLE_RATE  # samples fed at a time
+CONDITIONS = [  # name, dB of the words above the noise, way to listen
+    ("clean", (40.0, 40.0), "windows"), ("clean", (40.0, 40.0), "carried"), ("noise", (5.0, 15.0), "windows"),
+]  # fmt: skip
+
+
+def hear(spotter, waves, mode="windows"):
+    """Heard of int16 or float32 waves, through the stream object that an application uses."""
+    found, how = Heard(), spotter.card["detector"] | {"smooth": 1}
+    before, spotter.card["detector"] = spotter.card["detector"], how
+    try:
+        stream = spotter.stream(mode=mode, threshold=math.inf)
+        for wave in waves:
+            times, scores = [], []
+            for at in range(0, len(wave), PIECE):
+                stream.feed(wave[at : at + PIECE])
+                times.append(stream.times), scores.append(stream.scores)
+            stream.finish()
+            times.append(stream.times), scores.append(stream.scores)
+            found.add(np.concatenate(times), np.concatenate(scores), len(wave))
+    finally:
+        spotter.card["detector"] = before
+    return found
+
+
+class Measure:
+    """Scores of a detector on everything that is measured, kept in a folder: nothing is heard twice."""
+
+    def __init__(self, spotter, corpus, speech, cache, hours, stream_hours, at_once=200):
+        self.spotter, self.corpus, self.speech, self.cache = spotter, corpus, speech, Path(cache)
+        self.hours, self.stream_hours, self.at_once = hours, stream_hours, at_once
+        how = spotter.card["detector"] if spotter else {}
+        self.apart, self.window = how.get("refractory_s"), how.get("window_s")
+        self.cache.mkdir(parents=True, exist_ok=True)
+
+    def heard(self, name, waves, mode="windows"):
+        """Heard of what `waves()` gives, or of the file that an earlier run left."""
+        path = self.cache / f"{name}-{mode}.pickle"  # this program's own file
+        if not path.exists():
+            print(f"  hearing {path.stem}", file=sys.stderr, flush=True)
+            path.write_bytes(pickle.dumps(hear(self.spotter, waves(), mode)))
+        return pickle.loads(path.read_bytes())
+
+    def stream(self, split, snr):
+        return make_stream(
+            self.corpus, COMMANDS, split, self.stream_hours, 1, words_a_minute=20, keyword_share=0.8, snr=snr
+        )
+
+    def noise(self, split):
+        return noise_of(self.corpus, split).flatten()
+
+    def ordinary(self, split, mode="windows"):
+        """{kind: Heard} of what has no keyword: real running speech, synthetic sentences, noise alone."""
+        spoken = [w for i, w in enumerate(recordings(self.speech, half=0)[None]) if i % 5 == 4]
+        if split == "testing":
+            spoken = recordings(self.speech, half=1)[None]
+        bed = np.int16(noise_bed(np.random.default_rng(2), self.noise(split), 1200 * SAMPLE_RATE, (100, 3000)))
+        how = dict(flite=HELD_FLITE if split == "testing" else None, noise=self.noise(split), seed=3)
+        return {
+            "running speech": self.heard(f"{split}-running", lambda: spoken, mode),
+            "sentences": self.heard(
+                f"{split}-sentences-{self.hours:g}h",
+                lambda: sentences(words_for(split), self.hours, split, at_once=self.at_once, **how), mode,
+            ),
+            "noise": self.heard(f"{split}-noise", lambda: [bed], mode),
+        }  # fmt: skip
+
+    def confusable(self):
+        """{group: (Heard, words)} of isolated words of the test: the corpus' others, and near words of voices and
+        spellings never trained on, each with noise 30 dB below for 0.8 s before and after."""
+        corpus, rng, found = self.corpus, np.random.default_rng(4), {}
+        trained = set(self.spotter.card["wake"]["other_words"])
+        others = (corpus.splits == "testing") & ~np.isin(corpus.words, COMMANDS)
+        groups = {"words that trained": trained, "words of validation": set(HELD_WORDS["validation"])}
+        groups["words never heard"] = set(corpus.words[others]) - set.union(*groups.values())
+        for name, words in groups.items():
+            rows = np.flatnonzero(others & np.isin(corpus.words, sorted(words)))
+            clips = [alone(rng, corpus.waves[i, : corpus.samples[i]]) for i in rows]
+            found[name] = (
+                self.heard(f"confusable-{name.split()[-1]}", lambda clips=clips: clips),
+                corpus.words[rows].tolist(),
+            )
+        near = near_words(words_for("testing"), 40, 5, held=True)
+        texts = sorted({s for group in near.values() for s in group})
+        texts += sorted({*words_for("testing", holding=True)} - {*texts})
+        voices_of = [("espeak-ng", None), ("espeak-ng", None), ("flite", HELD_FLITE)]
+        if HELD_FLITE not in voices.engines().get("flite", []):
+            voices_of = voices_of[:2]
+        jobs = [voices.Job(t, e, v, "testing", 7000 + 9 * i + j)
+                for i, t in enumerate(texts) for j, (e, v) in enumerate(voices_of)]  # fmt: skip
+        spoken = self.cache / "near.pickle"
+        if not spoken.exists():
+            spoken.write_bytes(pickle.dumps(voices.speak(jobs, "near words", 1)))
+        kept = [(j.text, w) for j, w in zip(jobs, pickle.loads(spoken.read_bytes())) if w is not None]
+        scenes = [report.scene(rng, w, self.noise("testing")) for _, w in kept]
+        found["near words"] = self.heard("confusable-near", lambda: scenes), [t for t, _ in kept]
+        return found
+
+
+def alone(rng, wave):
+    """A clip with 0.8 s of quiet noise around it, int16."""
+    level = max(1.0, 0.03 * np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
+    bed = rng.normal(0, level, len(wave) + 2 * round(0.8 * SAMPLE_RATE))
+    bed[round(0.8 * SAMPLE_RATE) :][: len(wave)] += wave
+    return np.int16(np.clip(bed, -32768, 32767))
+
+
+def choose(m):
+    """Smoothing and thresholds by the misses of validation at one false alarm an hour: (choices, the best of them)."""
+    stream = m.stream("validation", CONDITIONS[0][1])
+    scored = m.heard("stream-validation-clean", lambda: [stream.wave])
+    ordinary, choices = m.ordinary("validation"), []
+    for smooth in SMOOTHS:
+        kinds = [alarms(h, smooth, m.apart) for h in ordinary.values()]
+        hours, events = sum(h.hours for h in ordinary.values()), [sum(own, []) for own in zip(*kinds)]
+        each = [report.threshold(own, hours, 1 / len(COMMANDS)) for own in events]
+        for own, offsets in (("one", [0.0] * len(COMMANDS)), ("for each word", [t - np.mean(each) for t in each])):
+            best, _ = hits(scored, stream, COMMANDS, m.corpus, smooth, m.window, offsets)
+            limits = {str(r): report.threshold(pooled(events, offsets), hours, r) for r in RATES}
+            row = {"smooth": smooth, "threshold": own, "offsets": list(offsets), "limits": limits, "hours": hours}
+            choices.append(row | {"misses": {r: float((best < t).mean()) for r, t in limits.items()}, "n": len(best)})
+    chosen = min(choices, key=lambda c: (round(c["misses"]["1.0"], 4), c["smooth"]))
+    limits, how = chosen["limits"]["1.0"] + np.array(chosen["offsets"]), (chosen["smooth"], m.window)
+    repeats = {r: beside(scored, stream, COMMANDS, *how, limits, r)["repeats"] for r in RESTS}
+    rest = next((r for r, v in repeats.items() if v <= 5), RESTS[-1])
+    return choices, chosen | {"refractory_s": rest, "repeats": {str(r): v for r, v in repeats.items()}}
+
+
+def test(m, chosen):
+    """The test's measures at the chosen thresholds, and the curves."""
+    smooth, offsets, limits = chosen["smooth"], chosen["offsets"], chosen["limits"]
+    result = {"streams": {}, "ordinary": {}, "confusable": {}}
+    ordinary = m.ordinary("testing")
+    events = {k: pooled(alarms(h, smooth, m.apart), offsets) for k, h in ordinary.items()}
+    for kind, h in ordinary.items():
+        result["ordinary"][kind] = {r: rate_at(events[kind], h.hours, t) for r, t in limits.items()}
+    every, hours = sum(events.values(), []), sum(h.hours for h in ordinary.values())
+    result["ordinary"]["all"] = {r: rate_at(every, hours, t) for r, t in limits.items()}
+    for name, snr, mode in CONDITIONS:
+        stream = m.stream("testing", snr)
+        try:
+            scored = m.heard(f"stream-testing-{name}", lambda stream=stream: [stream.wave], mode)
+        except KwsError as e:
+            result["streams"][f"{name}, {mode}"] = {"missing": str(e)}
+            continue
+        best, near = hits(scored, stream, COMMANDS, m.corpus, smooth, m.window, offsets)
+        points = {}
+        for rate, limit in limits.items():
+            late = delays(near, limit)
+            point = missed_at(best, stream.speakers, limit)
+            words = {w: float((best[at] < limit).mean())
+                     for w in COMMANDS if (at := [e[2] == w for e in stream.events]) and any(at)}  # fmt: skip
+            point |= {"delay_s": float(np.median(late)), "delay_90_s": float(np.quantile(late, 0.9)), "words": words}
+            limit, rest = limit + np.array(offsets), chosen["refractory_s"]
+            point |= beside(scored, stream, COMMANDS, smooth, m.window, limit, rest)
+            points[rate] = point | {"speakers": len(set(stream.speakers))}
+        points["curve"] = report.curve(best, every, hours)
+        result["streams"][f"{name}, {mode}"] = points
+    for name, (h, words) in m.confusable().items():
+        best = np.array([(s - offsets).max() for _, s in h.smoothed(smooth)])
+        result["confusable"][name] = {r: per_thousand(best, words, t) for r, t in limits.items()}
+    return result
+
+
+def card_thresholds(chosen):
+    """What the card's detector holds: {"0.5": {word: log-odds}, …}."""
+    return {f"{float(r):g}": {w: round(t + o, 4) for w, o in zip(COMMANDS, chosen["offsets"])}
+            for r, t in chosen["limits"].items()}  # fmt: skip
+
+
+def write_card(card, chosen, result):
+    """What the measure found, into a detector's card: how it listens, thresholds, validation, test, curve."""
+    card["detector"] |= {k: chosen[k] for k in ("smooth", "refractory_s")} | {"thresholds": card_thresholds(chosen)}
+    card["validation"] = {k: chosen[k] for k in ("hours", "n", "misses")}
+    clean = result["streams"]["clean, windows"]
+    card["spotting"] = {"clean": {r: clean[r] for r in chosen["limits"]}, "curve": clean["curve"]}
+    card["spotting"] |= {k: result[k] for k in ("ordinary", "confusable")}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoint", help="checkpoint of a detector")
+    parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
+    parser.add_argument("--speech", required=True, help="wake_words.zip")
+    parser.add_argument("--out", type=Path, default="results/spot", help="folder for commands.json")
+    parser.add_argument("--save", help="folder that gets the checkpoint with its thresholds")
+    parser.add_argument("--cache", default="tmp/spot", help="folder for scores: a new one for every checkpoint")
+    parser.add_argument("--hours", type=float, default=6.0, help="synthetic sentences, each for validation and test")
+    parser.add_argument("--stream-hours", type=float, default=1.4, help="length of each stream of keywords")
+    parser.add_argument("--validate", action="store_true", help="choose on validation, and end")
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    spotter = load(a.checkpoint)
+    m = Measure(spotter, load_corpus(a.corpus), a.speech, a.cache, a.hours, a.stream_hours)
+    choices, chosen = choose(m)
+    for c in choices:
+        print(c["smooth"], c["threshold"], {r: f"{v:.1%}" for r, v in c["misses"].items()})
+    if a.validate:
+        return 0
+    result = {"hours": a.hours, "stream_hours": a.stream_hours, "choices": choices, "chosen": chosen}
+    result |= {"labels": COMMANDS, "model": spotter.card["model"], "wake": spotter.card["wake"]} | test(m, chosen)
+    write_json(a.out / "commands.json", result)
+    if a.save:
+        write_card(spotter.card, chosen, result)
+        save_checkpoint(Path(a.save) / "model.safetensors", spotter.model.state_dict(), spotter.card)
+    for kind in ("streams", "ordinary", "confusable"):
+        print(json.dumps(result[kind], indent=1, default=str)[:3000])
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)
