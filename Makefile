@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 RUN = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" JUPYTER_PREFER_ENV_PATH=1 DVC_NO_ANALYTICS=1 $(VENV)/bin/python -m
 unexport PYTHONPATH PYTHONHOME JUPYTER_PATH
 
-PROFILES := quick subset long commands beyond paper scan search rates
+PROFILES := quick subset long commands beyond paper scan search rates spot
 PIPELINE = $(if $(filter quick,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 # `make prove`: the commit whose code made the results, and the stages (default: all that are out of date).
 BEFORE ?= HEAD
@@ -20,7 +20,8 @@ STAGES ?=
 
 .DEFAULT_GOAL := help
 NOTEBOOK = $(if $(filter scan,$(PROFILE)),05_scan scan read=../results/scan/scan.json report=..,\
-	$(if $(filter beyond,$(PROFILE)),06_beyond subset out=..,04_paper $(PROFILE) out=..))
+	$(if $(filter beyond,$(PROFILE)),06_beyond subset out=..,\
+	$(if $(filter spot,$(PROFILE)),08_streams spot out=..,04_paper $(PROFILE) out=..)))
 
 .NOTPARALLEL:
 .PHONY: help env repro stale prove peers test torture lint figures pages page pipelines lock clean profile
