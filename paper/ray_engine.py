@@ -68,7 +68,7 @@ class Home:
         self.out = Path(out)
 
     def put(self, files, finished=None):
-        """Write {path: bytes}; of a run that has ended, in the folder `finished`, a resume file that is no more goes."""
+        """Write {path: bytes}. finished: the folder of a run that has ended; its old resume file is removed."""
         if finished and (resume := f"{finished}/{RESUME}") not in files:
             (self.out / resume).unlink(missing_ok=True)
         for name, data in files.items():

@@ -165,10 +165,11 @@ def spot_figures(found):
         left.plot(x, [100 * p["misses"] for p in points], label=name, color=colour, marker="o", ms=3)
     left.axhline(TARGETS["misses"], color="0.6", lw=0.8, ls=":")
     left.set(xscale="log", xlabel="false alarms an hour (none: 0.05)", ylabel="keywords missed (%)", ylim=(0, None))
-    left.legend()
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     words = found["commands"]["streams"]["clean, windows"]["0.5"]["words"]
     right.bar(list(words), [100 * v for v in words.values()], color=COLOURS[0])
     right.set(ylabel="missed at 0.5 an hour, clean (%)")
+    right.tick_params("x", rotation=30)
     return {
         "streams": (
             figure,

@@ -13,7 +13,8 @@ from paper import pages
 
 DOCS = [
     "README.md",
-    *(f"docs/{page}.md" for page in "own_words wake_words listening scan scale results reproduce published extending deploy".split()),
+    *(f"docs/{page}.md" for page in "own_words wake_words listening scan scale results".split()),
+    *(f"docs/{page}.md" for page in "reproduce published extending deploy".split()),
 ]
 
 
