@@ -1,7 +1,8 @@
 """Wake words, judged on real recordings: `python -m paper.wake RUN`, each a JSON file in results/wake.
 
 The recordings are of three words (see docs/wake_words.md); half of the 45 minutes of running speech trains, the other
-half gives the false alarms. A run trains one detector for all three words by the recipe of `kws wake`."""
+half gives the false alarms. A run trains one detector for all three words by the recipe of `kws wake`, or judges the
+one that `kws wake --out CACHE/RUN` has trained."""
 
 import argparse
 import pickle
@@ -112,7 +113,7 @@ def main():
         spotter.card["seconds"] = {"speaking_s": round(spoken_s), "training_s": round(time.time() - started - spoken_s)}
         save_checkpoint(model, spotter.model.state_dict(), spotter.card)
     spotter = load(model)
-    result |= spotter.card["seconds"]
+    result |= spotter.card.get("seconds") or {"training_s": spotter.card["wake"]["seconds"]}
     judged = {w: [x for i, x in enumerate(t) if i not in set(chosen.get(w, []))][:: a.every] for w, t in takes.items()}
     result["n"] = {w: len(t) for w, t in judged.items()}
     result["clean"] = judge(spotter, judged, speech)
