@@ -243,8 +243,17 @@ def cluster(monkeypatch):
 
     monkeypatch.setenv("RAY_DISABLE_IMPORT_WARNING", "1")
     memory = {"object_store_memory": 100_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
-    cluster.workers = [cluster.add_node(num_cpus=1, **memory) for _ in range(2)]
+    for left in (2, 1, 0):  # Ray gives a node 30 seconds to start; a busy machine may need more
+        try:
+            cluster = Cluster(
+                initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory}
+            )
+            cluster.workers = [cluster.add_node(num_cpus=1, **memory) for _ in range(2)]
+            break
+        except Exception:
+            subprocess.run(["ray", "stop", "--force"], capture_output=True)
+            if not left:
+                raise
     yield cluster
     ray.shutdown()
     cluster.shutdown()
