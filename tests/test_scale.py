@@ -236,24 +236,16 @@ def test_a_corpus_costs_few_bytes_a_clip(tmp_path):
 
 
 @pytest.fixture
-def cluster(monkeypatch):
+def cluster():
     """A Ray cluster of a head, which computes nothing, and two nodes of one CPU, on this machine."""
     ray = pytest.importorskip("ray", reason="Ray is not installed: pip install kwslib[cluster]")
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_DISABLE_IMPORT_WARNING", "1")
     memory = {"object_store_memory": 100_000_000}
-    for left in (2, 1, 0):  # Ray gives a node 30 seconds to start; a busy machine may need more
-        try:
-            cluster = Cluster(
-                initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory}
-            )
-            cluster.workers = [cluster.add_node(num_cpus=1, **memory) for _ in range(2)]
-            break
-        except Exception:
-            subprocess.run(["ray", "stop", "--force"], capture_output=True)
-            if not left:
-                raise
+    if " " in sys.executable:
+        pytest.skip("Ray starts no worker of an interpreter whose path has a space")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
+    cluster.workers = [cluster.add_node(num_cpus=1, **memory) for _ in range(2)]
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -350,8 +342,7 @@ def test_a_training_on_two_processes_of_which_one_is_killed(tmp_path, rank):
             parent = int(environment.with_name("stat").read_text().rsplit(")")[-1].split()[1])
             if parent == run.pid and f"\0RANK={rank}\0" in environment.read_text():
                 os.kill(int(environment.parent.name), signal.SIGKILL)
-    run.communicate(timeout=300)
-    assert run.returncode != 0
+    assert run.communicate(timeout=300) and run.returncode != 0
     again = start(tmp_path / "killed")
     told = again.communicate(timeout=300)
     assert again.returncode == 0 and "continuing keyword_cnn after epoch" in told[1], told

@@ -47,6 +47,8 @@ def environment(root):
     folder = root / "tmp" / "wheel"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    if not os.access(Path.home(), os.W_OK):
+        os.environ.setdefault("UV_CACHE_DIR", str(folder / "cache"))
     source = folder / "source"  # built from a copy, so that the checkout gets no build folder
     shutil.copytree(root / "kwslib", source / "kwslib", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
