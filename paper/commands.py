@@ -69,6 +69,15 @@ def speak(clips=500, seed=0, workers=1):
     return made | {k: [wave for _, wave in made[k]] for k in wanted} | {"near_words": near, "engines": found}
 
 
+def spoken(out, clips, seed):
+    """What `speak` gives, or the file in the folder `out` that an earlier run left."""
+    path = Path(out) / f"spoken-{clips}-{seed}.pickle"  # this program's own file
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pickle.dumps(speak(clips, seed)))
+    return pickle.loads(path.read_bytes())
+
+
 def parts(corpus, speech):
     """What trains and what chooses thresholds, int16 waves: positives, train, held, noise.
 
@@ -119,14 +128,10 @@ def start():
     return spotter
 
 
-def train(corpus, speech, out, steps=1000, batch=64, clips=500, lr=1e-3, seed=0, cache=None):
+def train(corpus, speech, out, steps=1000, batch=64, clips=500, lr=1e-3, seed=0):
     """Train and save the detector; thresholds come later, from validation. Returns its card."""
     begun, corpus = time.time(), load_corpus(corpus)
-    cache = Path(cache or Path(out) / f"spoken-{clips}-{seed}.pickle")  # this program's own file
-    if not cache.exists():
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_bytes(pickle.dumps(speak(clips, seed)))
-    material, mine = pickle.loads(cache.read_bytes()), parts(corpus, speech)
+    material, mine = spoken(out, clips, seed), parts(corpus, speech)
     material |= {"positives": mine["positives"], "real": mine}
     spoken_s = time.time() - begun
     spotter = loop.fit(COMMANDS, material, [[] for _ in COMMANDS], steps, batch, lr, seed, start())
@@ -153,9 +158,7 @@ def main():
     parser.add_argument("--only-speak", action="store_true", help="speak the negatives, and end")
     a = parser.parse_args()
     if a.only_speak:
-        cache = Path(a.out) / f"spoken-{a.clips}-{a.seed}.pickle"
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        cache.write_bytes(pickle.dumps(speak(a.clips, a.seed)))
+        spoken(a.out, a.clips, a.seed)
         return 0
     train(a.corpus, a.speech, a.out, a.steps, a.batch, a.clips, a.lr, a.seed)
     return 0

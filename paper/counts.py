@@ -117,3 +117,9 @@ def per_thousand(best, words, limit):
     worst = dict(sorted(shares.items(), key=lambda pair: -pair[1])[:3])
     interval = [1000 * v for v in poisson(count, n)]
     return {"n": n, "alarms": count, "per_1000": 1000 * count / n, "interval": interval, "worst": worst}
+
+
+def confused(groups, rate):
+    """{group: {rate: per_thousand}} -> (how many of 1,000 isolated words are taken for a keyword, their number)."""
+    n = sum(points[rate]["n"] for points in groups.values())
+    return 1000 * sum(points[rate]["alarms"] for points in groups.values()) / n, n

@@ -18,6 +18,7 @@ from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import select
 from kwslib.io import KwsError, cli, read_json, replacing
 from kwslib.spotter import load
+from paper.counts import confused
 
 MOST = 0.001  # change of validation accuracy that half precision may make
 MOST_ODDS = 0.1  # and of a detector's score
@@ -66,7 +67,7 @@ def detector_text(name, card, largest):
     points = [
         f"| {float(r):g} | {100 * p['misses']:.1f} [{100 * p['interval'][0]:.1f}–{100 * p['interval'][1]:.1f}] | "
         f"{p['delay_s']:.2f} | {ordinary['all'][r]['per_hour']:.2f} [{ordinary['all'][r]['interval'][0]:.2f}–"
-        f"{ordinary['all'][r]['interval'][1]:.2f}] | {per_thousand(near, r):.0f} |"
+        f"{ordinary['all'][r]['interval'][1]:.2f}] | {confused(near, r)[0]:.0f} |"
         for r, p in clean.items()
     ]
     return f"""# {name}
@@ -100,10 +101,6 @@ In half precision no score moves by more than {largest:.3f} of log-odds.
 
 **Limits.** English words, of volunteers at their own microphones. Quiet speech in noise is missed far more often (chapter 8). One seed of one recipe.
 """  # noqa: E501
-
-
-def per_thousand(near, rate):
-    return 1000 * sum(p[rate]["alarms"] for p in near.values()) / sum(p[rate]["n"] for p in near.values())
 
 
 def release_detector(checkpoint, corpus, out, name):

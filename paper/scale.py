@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kwslib.data.columns import HEADER, ROW, SHARD, checksum, header, parse_index
+from kwslib.data.columns import COLUMNS, HEADER, ROW, SHARD, checksum, header, parse_index
 from kwslib.data.manifest import SPLITS
 from kwslib.data.tasks import V2_35
 from kwslib.io import CLIP, KwsError, cli, read_json, replacing, write_csv, write_json
@@ -49,12 +49,11 @@ def synthetic_corpus(folder, clips, sparse=False):
             file.truncate(HEADER + rows * ROW)
     np.save(folder / "noise.npy", noise[:600].ravel())
     words, splits = V2_35, [SPLITS[max(0, i % 10 - 7)] for i in range(10)]
-    keys = ("path", "word", "speaker", "split", "samples")
     rows = (
-        dict(zip(keys, (f"{w}/{i // 40:08x}_nohash_{i % 40}.wav", w, f"{i // 40:08x}", splits[i % 10], CLIP)))
+        dict(zip(COLUMNS, (f"{w}/{i // 40:08x}_nohash_{i % 40}.wav", w, f"{i // 40:08x}", splits[i % 10], CLIP)))
         for i, w in ((i, words[i % 35]) for i in range(clips))
     )
-    write_csv(folder / "index.csv", rows, keys)
+    write_csv(folder / "index.csv", rows, COLUMNS)
     np.save(folder / "index.npy", parse_index(folder / "index.csv"))
     counts = {s: sum(len(range(i, clips, 10)) for i in range(10) if splits[i] == s) for s in SPLITS}
     card = {k: "synthetic noise" for k in ("name", "source", "licence", "attribution")}

@@ -8,6 +8,7 @@ import numpy as np
 from pandas import DataFrame
 
 from kwslib.io import read_json
+from paper.counts import confused
 from paper.rivals import GIVEN
 
 RATES = ("0.5", "1.0", "2.0")
@@ -99,22 +100,21 @@ def ordinary_table(c):
     rows = []
     for kind, rates in c["ordinary"].items():
         row = {"kind": kind, "hours": f"{rates['0.5']['hours']:.2f}"}
-        for rate in RATES:
-            p = rates[rate]
-            row[f"at the threshold for {float(rate):g}"] = (
-                f"{p['alarms']}: {p['per_hour']:.2f} {between(p['interval'])}"
-            )
-        rows.append(row)
+        rows.append(row | at_rates(rates, "at the threshold for {:g}", "{alarms}: {per_hour:.2f}"))
     return DataFrame(rows)
+
+
+def at_rates(points, head, cell, digits=1):
+    """{column: cell} of each of RATES: what `cell` takes from its point, and the point's interval."""
+    return {head.format(float(r)): f"{cell.format(**points[r])} {between(points[r]['interval'], digits=digits)}"
+            for r in RATES}  # fmt: skip
 
 
 def confusable_table(c):
     rows = []
     for group, rates in c["confusable"].items():
         row = {"words": group, "n": f"{rates['0.5']['n']:,}"}
-        for rate in RATES:
-            p = rates[rate]
-            row[f"per 1,000 at {float(rate):g}/h"] = f"{p['per_1000']:.0f} {between(p['interval'], digits=0)}"
+        row |= at_rates(rates, "per 1,000 at {:g}/h", "{per_1000:.0f}", digits=0)
         worst = rates["0.5"]["worst"]
         rows.append(row | {"most often": ", ".join(f"{w} ({100 * s:.0f} %)" for w, s in worst.items() if s)})
     return DataFrame(rows)
@@ -183,10 +183,9 @@ def findings(found):
     c = found["commands"]
     clean, carried = (c["streams"][f"clean, {way}"] for way in ("windows", "carried"))
     point, alarms = clean["0.5"], c["ordinary"]["all"]["0.5"]
-    near = {k: v["0.5"] for k, v in c["confusable"].items()}
-    total, wrong = sum(p["n"] for p in near.values()), sum(p["alarms"] for p in near.values())
+    each, total = confused(c["confusable"], "0.5")
     gap = max(abs(100 * (carried[r]["misses"] - clean[r]["misses"])) for r in RATES)
-    missed, each = 100 * point["misses"], 1000 * wrong / total
+    missed = 100 * point["misses"]
     return "\n".join([
         f"- At the threshold chosen for 0.5 false alarms an hour, {missed:.1f} % "
         f"{between(point['interval'], 100)} of the clean keywords are missed (target: 5 %, {said(missed, 'misses')}); "
