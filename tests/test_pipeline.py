@@ -52,6 +52,15 @@ def test_every_stage_depends_on_whole_rooms_and_existing_files(root):
                 assert inside in ([], *alone), f"{path} {name} names files of a room: {inside}"
 
 
+def test_what_parameters_hold_reaches_the_shell_in_quotes(root):
+    """But for the options of wake words, which profiles/spot/dvc.yaml itself holds beside its command."""
+    for path in (root / "dvc.yaml", *sorted(root.glob("profiles/*/dvc.yaml"))):
+        for name, stage in yaml.safe_load(path.read_text())["stages"].items():
+            command = stage.get("do", stage)["cmd"]
+            bare = re.findall(r"\$\{.*?\}", re.sub(r"'[^']*'", "", command))
+            assert bare == (["${item}"] if (path.parent.name, name) == ("spot", "words") else []), f"{path} {name}"
+
+
 DRAWING = "comparisons diagrams facts figure_style figures results statistics tables writing".split()
 DRAWING = {f"paper/{name}.py" for name in DRAWING}
 COMMANDS = {"kwslib/cli.py"}  # imports what a command needs when it runs: not followed
