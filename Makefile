@@ -52,9 +52,9 @@ prove: $(READY)  ## show that a change of the code changes no result, and renew 
 	$(RUN) paper.prove --before '$(BEFORE)' $(STAGES)
 
 # mamba-ssm is built without CUDA: only its plain PyTorch scan is wanted here.
-peers: $(READY)  ## add to .venv the packages that PROFILE=scan compares with: mambapy, transformers, mamba-ssm
+peers: $(READY)  ## add to .venv the packages that PROFILE=scan compares with beside those of the lock: mambapy, mamba-ssm
 	MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(VENV)/bin/uv pip install --python $(VENV)/bin/python \
-		--no-build-isolation-package mamba-ssm --constraints requirements.txt 'mambapy==1.2.0' 'transformers==5.23.0' 'mamba-ssm==2.3.2.post1'
+		--no-build-isolation-package mamba-ssm --constraints requirements.txt 'mambapy==1.2.0' 'mamba-ssm==2.3.2.post1'
 
 lint: $(READY)  ## check the format and the style of the code
 	$(RUN) ruff format --check kwslib paper tests examples

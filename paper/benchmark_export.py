@@ -1,6 +1,6 @@
 """What an ONNX file costs beside PyTorch: size, and the time of one clip, or of one chunk of a stream, on one thread.
 
-    python -m paper.benchmark_export --corpus data/subset --out results/export.json
+    python -m paper.benchmark_export --corpus data/subset --out results/export.json      (and results/export.md)
 
 For each pretrained model: PyTorch, ONNX in float32 and in 8 bits, wave to probabilities, timed in turns, so that what
 else the machine does meets all of them alike. Of the 8 bits also the accuracy, on validation clips."""
@@ -12,16 +12,21 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from kwslib.checkpoint import find_checkpoint
 from kwslib.export import export
 from kwslib.export.write import session
-from kwslib.io import CLIP, SAMPLE_RATE, cli, write_json
+from kwslib.io import CLIP, SAMPLE_RATE, cli, replacing, write_json
 from kwslib.machine import machine, threads
+from kwslib.models.registry import MODELS
 from kwslib.spotter import load
+from paper.results import timed_on
+from paper.timing import watch_load
+from paper.writing import markdown
 
-MODELS = ("mamba_light", "mamba_mel_small", "mamba_mfcc_small")
+NAMES = ("mamba_light", "mamba_mel_small", "mamba_mfcc_small")
 
 
 def in_turns(runs, rounds, warm=5):
@@ -73,11 +78,39 @@ def once(path, **inputs):
     return lambda: runs.run(None, inputs)
 
 
+def table(result):
+    """The result as a DataFrame of text: a line for each model's clip, and for each model's chunk."""
+    lines = []
+    for what, entries in (("one second", result["clip"]), ("80 ms of a stream", result["chunk"])):
+        for name, entry in entries.items():
+            if what != "one second":
+                what = f"{1000 * entry['float32']['samples'] / SAMPLE_RATE:.0f} ms of a stream"
+            ms = {kind: e["ms"] for kind, e in entry.items()}
+            small, bits = entry["float32"], entry["int8"]
+            line = {"Model": MODELS[name].label, "What": what}
+            for title, kind in (("PyTorch", "pytorch"), ("ONNX, float", "float32"), ("ONNX, 8 bits", "int8")):
+                line[f"{title}, ms"] = "{median:.2f} [{q25:.2f}–{q75:.2f}]".format(**ms[kind]) if kind in ms else "–"
+            line["Times PyTorch"] = " / ".join(f"{e['times_faster']:.2f}" for e in (small, bits) if "times_faster" in e)
+            line["MB, ONNX"] = " / ".join(f"{e['bytes'] / 1e6:.2f}" for e in (small, bits))
+            right = [bits["int8"].get(key) for key in ("accuracy_float", "accuracy")]
+            line["Accuracy on validation, %"] = " / ".join(f"{100 * r:.2f}" for r in right if r is not None)
+            lines.append({key: value or "–" for key, value in line.items()})
+    return pd.DataFrame(lines)
+
+
+def caption(result):
+    return (
+        f"Trained models in PyTorch and in onnxruntime {result['machine']['onnxruntime']}, from the wave to the "
+        f"probabilities: medians and quartiles of {result['rounds']} runs in turns, on one thread. After a slash: in 8 "
+        f"bits. {timed_on(result)}"
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", help="packed corpus, whose validation clips the files are checked on")
     parser.add_argument("--out", required=True, help="JSON file to write")
-    parser.add_argument("--models", default=",".join(MODELS), help="names with commas between")
+    parser.add_argument("--models", default=",".join(NAMES), help="names with commas between")
     parser.add_argument("--rounds", type=int, default=300, help="of each measurement (default 300)")
     a = parser.parse_args()
     result = {
@@ -86,13 +119,16 @@ def main():
         "clip": {},
         "chunk": {},
     }
-    with tempfile.TemporaryDirectory() as folder, threads(1):
+    with tempfile.TemporaryDirectory() as folder, threads(1), watch_load() as mark:
         for name in a.models.split(","):
             for kind, measure in (("clip", clip), ("chunk", chunk)):
                 entry = result[kind][name] = measure(name, a.corpus, Path(folder), a.rounds)
                 times = (f"{k} {e['ms']['median']:.2f} ms, {e['bytes'] / 1e6:.2f} MB" for k, e in entry.items())
                 print(f"{name}, {kind}: " + "; ".join(times), flush=True)
+    result |= mark
     write_json(a.out, result)
+    with replacing(Path(a.out).with_suffix(".md")) as scratch:
+        scratch.write_text(f"{caption(result)}\n\n{markdown(table(result))}\n")
 
 
 if __name__ == "__main__":

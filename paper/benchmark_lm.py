@@ -7,21 +7,27 @@
 
 The models are transformers' MambaForCausalLM with random weights, so nothing is downloaded. Every round times each
 variant once, in turn: what disturbs the machine disturbs them all. Reported are medians and quartiles over the rounds,
-and how far the logits are from the untouched model's. mambapy is optional; transformers is not (`make peers`).
+and how far the logits are from the untouched model's. mambapy is optional (`make peers`); transformers is not
+(kwslib[transformers]).
 """
 
 import argparse
 import contextlib
 from importlib import metadata, util
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
-from kwslib.io import KwsError, cli, write_json
+from kwslib.io import KwsError, cli, replacing, write_json
 from kwslib.machine import keep_memory, machine
 from kwslib.models.cost import count_parameters
 from kwslib.scan import patch_transformers
-from paper.timing import stopwatch
+from paper.results import timed_on
+from paper.scan_report import plain
+from paper.timing import stopwatch, watch_load
+from paper.writing import markdown
 
 CPU = torch.device("cpu")
 # name: transformers' configuration; tokens (batch, length) of a training step, and of a prompt
@@ -32,6 +38,7 @@ MODELS = {
 SMALL = {"tiny": ({"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 100}, (2, 16), (1, 32))}
 # name: does transformers use mambapy's scan? is the model on kwslib's?
 VARIANTS = {"transformers": (False, False), "mambapy": (True, False), "kwslib": (False, True)}
+NAMES = {"transformers": "untouched", "mambapy": "mambapy's", "kwslib": "kwslib's"}
 
 
 @contextlib.contextmanager
@@ -50,7 +57,7 @@ def model_of(config):
         from transformers import MambaConfig, MambaForCausalLM
         from transformers.utils.logging import set_verbosity_error
     except ImportError as e:
-        raise KwsError("transformers is not installed; `make peers` adds it") from e
+        raise KwsError("transformers is not installed; install kwslib[transformers]") from e
     set_verbosity_error()  # it says of each function that a CUDA kernel would be faster
     torch.manual_seed(0)
     return MambaForCausalLM(MambaConfig(**config, eos_token_id=None))
@@ -110,21 +117,55 @@ def benchmark_lm(out=None, small=False, rounds=7, show=None):
     names = [name for name in VARIANTS if name != "mambapy" or util.find_spec("mambapy")]
     packages = ["transformers", *(name for name in names if name == "mambapy")]
     found = {"machine": machine(), "rounds": rounds, "models": {}}
-    for name, (config, training, prompt) in (SMALL if small else MODELS).items():
-        model, x, asked = model_of(config), tokens(config, training), tokens(config, prompt)
-        entry = {"parameters": count_parameters(model), "config": config, "difference": differences(model, x, names)}
-        for task, shape, run in (
-            ("prompt", prompt, prompt_run(model, asked)),
-            ("training", training, training_run(model, x)),
-        ):
-            entry[task] = {"batch": shape[0], "length": shape[1], "ms": interleaved(model, run, names, rounds)}
-            if show:
-                show(f"{name}, {task} of {shape[0]} x {shape[1]} tokens: {said(entry[task]['ms'])}")
-        found["models"][name] = entry
+    with watch_load() as mark:
+        for name, (config, training, prompt) in (SMALL if small else MODELS).items():
+            model, x, asked = model_of(config), tokens(config, training), tokens(config, prompt)
+            entry = {
+                "parameters": count_parameters(model),
+                "config": config,
+                "difference": differences(model, x, names),
+            }
+            for task, shape, run in (
+                ("prompt", prompt, prompt_run(model, asked)),
+                ("training", training, training_run(model, x)),
+            ):
+                entry[task] = {"batch": shape[0], "length": shape[1], "ms": interleaved(model, run, names, rounds)}
+                if show:
+                    show(f"{name}, {task} of {shape[0]} x {shape[1]} tokens: {said(entry[task]['ms'])}")
+            found["models"][name] = entry
+    found |= mark
     found["versions"] = {package: metadata.version(package) for package in packages}
     if out:
         write_json(out, found)
+        with replacing(Path(out).with_suffix(".md")) as scratch:
+            scratch.write_text(f"{caption(found)}\n\n{markdown(table(found))}\n")
     return found
+
+
+def table(found):
+    """The result as a DataFrame of text: a line for each model, task and variant."""
+    return pd.DataFrame(
+        {
+            "Parameters": f"{entry['parameters'] / 1e6:.1f} M",
+            "Task": f"{task}, {entry[task]['batch']} × {entry[task]['length']} tokens",
+            "Scan": NAMES[name],
+            "ms": "{} [{}–{}]".format(*(plain(ms[key]) for key in ("median", "q1", "q3"))),
+            "Times untouched": f"{entry[task]['ms']['transformers']['median'] / ms['median']:.1f}",
+            "Largest difference": f"{entry['difference'][name]:.0e}" if name in entry["difference"] else "–",
+        }
+        for entry in found["models"].values()
+        for task in ("training", "prompt")
+        for name, ms in entry[task]["ms"].items()
+    )
+
+
+def caption(found):
+    versions = ", ".join(f"{package} {number}" for package, number in found["versions"].items())
+    return (
+        f"transformers' MambaForCausalLM with random weights: a training step and a prompt. Medians and quartiles of "
+        f"{found['rounds']} rounds in turns; difference: of a logit from the untouched model's, over the largest. "
+        f"{versions}. {timed_on(found)}"
+    )
 
 
 def said(ms):

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from kwslib.io import KwsError, cli, read_json, replacing, write_json
@@ -124,14 +125,41 @@ def campaign(share):
     }
 
 
-def table(rows):
-    """The result as Markdown."""
+def row_of(name, tries):
+    """One row of the table: {"tried", "defects", "seconds"}. Says each defect as it is found."""
+    started, tried, defects = time.perf_counter(), 0, []
+    for which, wrong in tries:
+        tried += 1
+        if wrong:
+            defects.append([str(which), wrong])
+            print(f"{name} {which}: {wrong}", file=sys.stderr, flush=True)
+    print(f"{name}: {tried} tried, {len(defects)} defects", file=sys.stderr, flush=True)
+    return {"tried": tried, "defects": defects, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def side_by_side(names, share, jobs):
+    """Yield (name, row) as rows end: each in a process of its own, since rows fork and kill; `jobs` at a time."""
+
+    def row(name):
+        with tempfile.TemporaryDirectory() as folder:
+            options = ["--jobs", "1", "--share", str(share), "--only", name, "--out", folder]
+            subprocess.run([sys.executable, "-m", "paper.torture", *options], stdout=subprocess.DEVNULL)
+            return name, read_json(Path(folder) / "torture.json", f"row {name}:")["rows"][name]
+
+    with ThreadPoolExecutor(jobs) as pool:  # the longest first
+        rows = [pool.submit(row, name) for name in sorted(names, key=lambda name: name != "kills of trainings")]
+        for future in as_completed(rows):
+            yield future.result()
+
+
+def table(rows, seconds=None):
+    """The result as Markdown. seconds: that the whole took, where its rows ran side by side."""
     lines = ["| tried | number | clean | defects | minutes |", "| --- | ---: | ---: | ---: | ---: |"]
     for name, row in rows.items():
         clean = row["tried"] - len(row["defects"])
         lines.append(f"| {name} | {row['tried']:,} | {clean:,} | {len(row['defects'])} | {row['seconds'] / 60:.1f} |")
     total, defects = sum(r["tried"] for r in rows.values()), sum(len(r["defects"]) for r in rows.values())
-    minutes = sum(r["seconds"] for r in rows.values()) / 60
+    minutes = (seconds or sum(r["seconds"] for r in rows.values())) / 60
     lines.append(f"| all | {total:,} | {total - defects:,} | {defects} | {minutes:.1f} |")
     return "\n".join(lines) + "\n"
 
@@ -140,6 +168,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--share", type=float, default=1.0, help="of the whole campaign (default 1)")
     parser.add_argument("--only", nargs="+", metavar="WHAT", help="rows of the table, such as archives")
+    parser.add_argument("--jobs", type=int, default=2, help="rows at a time (default 2)")
     parser.add_argument("--out", default="results", help="folder of torture.json and torture.md (default results)")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument(
@@ -154,23 +183,21 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             family = getattr(torture_inputs, a.one[0])(Path(folder))
             return print(*attempt(family, a.one[0], int(a.one[1])), sep="\n")
-    path = Path(a.out) / "torture.json"  # rows that are not asked for stay as they were found
-    rows = read_json(path)["rows"] if a.only and path.exists() else {}
-    for name, tries in campaign(a.share).items():
-        if a.only and name not in a.only:
-            continue
-        started, tried, defects = time.perf_counter(), 0, []
-        for which, wrong in tries:
-            tried += 1
-            if wrong:
-                defects.append([str(which), wrong])
-                print(f"{name} {which}: {wrong}", file=sys.stderr, flush=True)
-        rows[name] = {"tried": tried, "defects": defects, "seconds": round(time.perf_counter() - started, 1)}
-        print(f"{name}: {tried} tried, {len(defects)} defects", file=sys.stderr, flush=True)
-        write_json(path, {"share": a.share, "rows": rows})
+    path, started, seconds = Path(a.out) / "torture.json", time.perf_counter(), {}
+    rows = read_json(path)["rows"] if a.only and path.exists() else {}  # rows not asked for stay as they were found
+    tries = campaign(a.share)
+    names = [name for name in tries if not a.only or name in a.only]
+    alone = a.jobs == 1 or len(names) == 1
+    found = ((n, row_of(n, tries[n])) for n in names) if alone else side_by_side(names, a.share, a.jobs)
+    for name, row in found:
+        rows[name] = row
+        rows = {n: rows[n] for n in tries if n in rows}
+        if not a.only and len(rows) == len(tries):
+            seconds = {"seconds": round(time.perf_counter() - started, 1)}
+        write_json(path, {"share": a.share, **seconds, "rows": rows})
         with replacing(Path(a.out) / "torture.md") as scratch:
-            scratch.write_text(table(rows))
-    print(table(rows), end="")
+            scratch.write_text(table(rows, **seconds))
+    print(table(rows, **seconds), end="")
     return int(any(row["defects"] for row in rows.values()))
 
 

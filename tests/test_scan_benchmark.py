@@ -186,7 +186,7 @@ def test_numbers_are_printed_without_exponents(value, digits, shown):
 
 def test_weights_of_transformers_give_the_same_output():
     """An independent implementation of the block: transformers' mixer, whose parameters are named alike."""
-    transformers = pytest.importorskip("transformers", reason="optional; `make peers` installs it")
+    transformers = pytest.importorskip("transformers", reason="optional: kwslib[transformers]")
     from transformers.models.mamba.modeling_mamba import MambaMixer
 
     torch.manual_seed(0)

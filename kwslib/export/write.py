@@ -248,10 +248,12 @@ def quantise(graph, path, waves):
     fixed = {name for name in weights if name.startswith(("spectrum.", "front"))}
     nodes = [n.name for n in proto.graph.node if fixed & set(n.input) or not weights & set(n.input)]
     options = {"nodes_to_exclude": nodes, "per_channel": True, "weight_type": QuantType.QInt8}
+    # unsigned activations: onnxruntime has no kernel on x86 for signed ones, and then convolves in float
+    fixed_ranges = options | {"activation_type": QuantType.QUInt8, "op_types_to_quantize": ["Conv"]}
     logging.disable(logging.WARNING)  # both advise a step that the exporter has done
     try:
         if any(n.op_type == "Conv" for n in proto.graph.node):
-            quantize_static(path, path, Feeds(session(path), graph, waves), op_types_to_quantize=["Conv"], **options)
+            quantize_static(path, path, Feeds(session(path), graph, waves), **fixed_ranges)
         quantize_dynamic(path, path, op_types_to_quantize=["MatMul", "Gemm"], **options)
     finally:
         logging.disable(logging.NOTSET)
