@@ -123,11 +123,12 @@ def spoken(wanted, phrases, workers):
 
 
 def speak_held(phrases, found, clips, seed=0, workers=None):
-    """The phrases, and sentences of words that training never meets, in voices that it never meets."""
+    """The phrases, and sentences of words that training never meets, in voices that it never meets: with the usual
+    `clips` two and a half hours of them, so that a threshold for one false alarm an hour is one that was counted."""
     words = [w for w in negatives.COMMON if negatives.held(w) and w not in phrases]
     return spoken({
         "positives": voices.jobs(phrases, max(8, clips // 6), found, seed + 5, held=True),
-        "sentences": voices.jobs(negatives.sentences(words, clips, seed + 6), 1, found, seed + 6, held=True),
+        "sentences": voices.jobs(negatives.sentences(words, 4 * clips, seed + 6), 1, found, seed + 6, held=True),
     }, phrases, workers)  # fmt: skip
 
 

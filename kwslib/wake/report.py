@@ -8,7 +8,7 @@ from kwslib.io import SAMPLE_RATE, replacing, write_csv
 from kwslib.wake import negatives
 
 RATES = (0.5, 1, 2)  # false alarms an hour, for which the card has thresholds
-LIMIT = 600  # seconds of real speech that the estimate reads; synthetic sentences come on top
+LIMIT = 1800  # seconds of real speech that the estimate reads; synthetic sentences come on top
 
 
 def peaks(times, scores, apart):
@@ -38,11 +38,12 @@ def score_all(spotter, waves):
 
 def threshold(events, hours, rate):
     """The score that `rate` events an hour reach. Below one event in these hours it is extrapolated: above the highest,
-    events are taken to fall by the factor e for each mean excess of the twenty highest over the twenty-first."""
+    events are taken to fall by the factor e for each mean excess of the five highest over the sixth. A log-odds has no
+    long tail, so that more of them would put the threshold where hardly a word comes."""
     events, wanted = sorted(events, reverse=True), rate * hours
     if wanted >= 1:
         return float(np.nextafter(events[min(int(wanted), len(events) - 1)], np.inf))
-    top = np.array(events[:21])
+    top = np.array(events[:6])
     scale = max(float((top[:-1] - top[-1]).mean()), 0.05)
     return float(top[-1] + scale * np.log((len(top) - 1) / wanted))
 
