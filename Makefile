@@ -11,6 +11,12 @@ READY := $(VENV)/.ready
 # Programs and notebook kernels come from .venv, whatever the user's own PATH and kernels hold.
 RUN = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" JUPYTER_PREFER_ENV_PATH=1 DVC_NO_ANALYTICS=1 $(VENV)/bin/python -m
 unexport PYTHONPATH PYTHONHOME JUPYTER_PATH
+# A home that cannot be written has no place for uv's cache.
+ifndef UV_CACHE_DIR
+ifneq ($(shell test -w "$${XDG_CACHE_HOME:-$$HOME}" && echo yes),yes)
+export UV_NO_CACHE := 1
+endif
+endif
 
 PROFILES := quick subset long commands beyond paper scan search rates spot
 PIPELINE = $(if $(filter quick,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)

@@ -14,7 +14,10 @@ from kwslib.listening.windows import BATCH, LISTENING, cut, log_odds, recording
 
 def load(path, device="cpu"):
     """The KeywordSpotter of a checkpoint: its file, its folder, or a pretrained name such as "mamba_light"."""
-    return load_model(path, device, KeywordSpotter)
+    spotter = load_model(path, device, KeywordSpotter)
+    if spotter.card.get("detector") is None:  # a card may say null: no detector
+        spotter.card.pop("detector", None)
+    return spotter
 
 
 class KeywordSpotter(TrainedModel):

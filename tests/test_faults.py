@@ -147,6 +147,11 @@ def test_cards_that_no_model_can_have(checkpoint, tmp_path, key, value):
     refused(f"a.safetensors is damaged .{key}", load, path)
 
 
+def test_a_card_that_names_no_detector_is_of_a_classifier(checkpoint, tmp_path):
+    path = tampered(checkpoint, tmp_path / "a.safetensors", first=True, detector=None)
+    assert load(path).predict(chirp(), 16_000) == load(checkpoint).predict(chirp(), 16_000)
+
+
 @pytest.mark.parametrize("text", ["5", "[]", "null", "[" * 100_000, '"model"', "{", '{"model": {}}'])
 def test_headers_that_are_no_cards(checkpoint, tmp_path, text):
     save_file(load_file(checkpoint), tmp_path / "a.safetensors", metadata={"kwslib": text})
