@@ -193,9 +193,10 @@ def bad_disks(folder, sizes):
     source, corpus, disk = sounds(folder / "source", 40), small_corpus(folder / "corpus"), folder / "disk"
     disk.mkdir()
     script = (
-        'mount -t tmpfs -o "$0" none "$DISK" && { "$@"; echo "first $?" >&2; mount -o remount,rw,size=64m "$DISK"; '
+        'mount -t tmpfs -o "$0" none "$DISK" && { "$@"; echo "first $?" >&2; '
+        'mount -t tmpfs -o remount,rw,size=64m none "$DISK"; "$@"; } && cp -r "$DISK/out" "$DISK.kept"'
     )
-    inside = ["env", f"DISK={disk}", "unshare", "-rm", "sh", "-c", script + '"$@"; } && cp -r "$DISK/out" "$DISK.kept"']
+    inside = ["env", f"DISK={disk}", "unshare", "-rm", "sh", "-c", script]
     if (
         not shutil.which("unshare")
         or subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", disk]).returncode
