@@ -4,6 +4,7 @@ import functools
 import http.server
 import io
 import shutil
+import subprocess
 import threading
 import time
 import zipfile
@@ -20,14 +21,14 @@ def site(root, tmp_path_factory):
     """Address of the page: its files, and both graphs of Mamba-Light."""
     pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
     pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
-    if not (root / "web/node_modules/onnxruntime-web").is_dir():
-        pytest.skip("web/node_modules is absent; run `npm install` in web/")
     from kwslib.export import export
 
     folder = tmp_path_factory.mktemp("site")
     for path in (root / "web").iterdir():
         if not path.name.startswith("model."):
             (folder / path.name).symlink_to(path)
+    if not (folder / "node_modules/onnxruntime-web").is_dir():
+        installed(folder)
     export("mamba_light", folder / "carried.onnx", streaming=True)
     export("mamba_light", folder / "windows.onnx")
     handler = functools.partial(QuietHandler, directory=str(folder))
@@ -35,6 +36,16 @@ def site(root, tmp_path_factory):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://localhost:{server.server_port}/"
     server.shutdown()
+
+
+def installed(folder):
+    """Fetch what package.json names into the folder, as `make page` does."""
+    if not shutil.which("npm"):
+        pytest.skip("no npm here; on Debian: apt-get install npm")
+    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--no-package-lock"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        pytest.skip(f"npm cannot fetch onnxruntime-web: {done.stderr.strip()[-200:]}")
 
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
