@@ -47,6 +47,22 @@ def judge(spotter, takes, speech):
     return {"hours": hours, "words": rows, "mean_misses": dict(zip((0, 1, 2, 3, 5, 7), mean))}
 
 
+def at_card_thresholds(spotter, takes, speech):
+    """What the thresholds that `kws wake` has estimated give here: {rate: {word: {misses, alarms}}}."""
+    _, events = report.score_all(spotter, speech)
+    best = {word: report.score_all(spotter, takes[word])[0] for word in spotter.labels}
+    return {
+        rate: {
+            word: {
+                "misses": float((best[word][:, i] < limit[word]).mean()),
+                "alarms": sum(e >= limit[word] for e in events[i]),
+            }
+            for i, word in enumerate(spotter.labels)
+        }
+        for rate, limit in spotter.card["detector"]["thresholds"].items()
+    }
+
+
 def noisy(waves, noise, snr=10.0, seed=0):
     """Each wave with a random piece of the noise, `snr` dB below it."""
     rng, out = np.random.default_rng(seed), []
@@ -86,7 +102,7 @@ def main():
     parser.add_argument("--takes", type=int, default=0, help="real recordings of each word that train")
     parser.add_argument("--noise", action="store_true", help="judge in kitchen noise at 10 dB, too")
     parser.add_argument("--every", type=int, default=1, help="judge on every n-th recording only")
-    for key, value in dict(steps=2000, batch=64, clips=600, seed=0).items():
+    for key, value in dict(steps=900, batch=64, clips=450, seed=0).items():
         parser.add_argument(f"--{key}", type=int, default=value)
     parser.add_argument("--lr", type=float, default=1e-3)
     a, started = parser.parse_args(), time.time()
@@ -117,6 +133,8 @@ def main():
     judged = {w: [x for i, x in enumerate(t) if i not in set(chosen.get(w, []))][:: a.every] for w, t in takes.items()}
     result["n"] = {w: len(t) for w, t in judged.items()}
     result["clean"] = judge(spotter, judged, speech)
+    if spotter.card["detector"].get("thresholds"):  # of kws wake
+        result["at_card_thresholds"] = at_card_thresholds(spotter, judged, speech)
     write_json(f"results/wake/{a.name}.json", result)
     if a.noise:
         kitchen = noise_of(load_corpus(a.corpus), "testing").flatten()

@@ -28,7 +28,7 @@ DB = 10 / math.log(10)  # of a natural logarithm of power
 
 
 def train(
-    phrases, out, recordings=(), negative_paths=(), steps=2000, batch=64, clips=600, lr=1e-3, seed=0, workers=None,
+    phrases, out, recordings=(), negative_paths=(), steps=900, batch=64, clips=450, lr=1e-3, seed=0, workers=None,
     found=None, estimate=True,
 ):  # fmt: skip
     """Train one detector for all `phrases` and write it to the folder `out`. Returns the card.
