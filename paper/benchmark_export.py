@@ -18,13 +18,13 @@ import torch
 from kwslib.checkpoint import find_checkpoint
 from kwslib.export import export
 from kwslib.export.write import session
-from kwslib.io import CLIP, SAMPLE_RATE, cli, replacing, write_json
+from kwslib.io import CLIP, SAMPLE_RATE, cli, write_json
 from kwslib.machine import machine, threads
 from kwslib.models.registry import MODELS
 from kwslib.spotter import load
 from paper.results import timed_on
 from paper.timing import watch_load
-from paper.writing import markdown
+from paper.writing import captioned, write_text
 
 NAMES = ("mamba_light", "mamba_mel_small", "mamba_mfcc_small")
 
@@ -81,10 +81,10 @@ def once(path, **inputs):
 def table(result):
     """The result as a DataFrame of text: a line for each model's clip, and for each model's chunk."""
     lines = []
-    for what, entries in (("one second", result["clip"]), ("80 ms of a stream", result["chunk"])):
-        for name, entry in entries.items():
-            if what != "one second":
-                what = f"{1000 * entry['float32']['samples'] / SAMPLE_RATE:.0f} ms of a stream"
+    for graph in ("clip", "chunk"):
+        for name, entry in result[graph].items():
+            samples = entry["float32"].get("samples")  # of a chunk
+            what = f"{1000 * samples / SAMPLE_RATE:.0f} ms of a stream" if samples else "one second"
             ms = {kind: e["ms"] for kind, e in entry.items()}
             small, bits = entry["float32"], entry["int8"]
             line = {"Model": MODELS[name].label, "What": what}
@@ -127,8 +127,7 @@ def main():
                 print(f"{name}, {kind}: " + "; ".join(times), flush=True)
     result |= mark
     write_json(a.out, result)
-    with replacing(Path(a.out).with_suffix(".md")) as scratch:
-        scratch.write_text(f"{caption(result)}\n\n{markdown(table(result))}\n")
+    write_text(Path(a.out).with_suffix(".md"), captioned(table(result), caption(result)))
 
 
 if __name__ == "__main__":

@@ -20,14 +20,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kwslib.io import KwsError, cli, replacing, write_json
+from kwslib.io import KwsError, cli, write_json
 from kwslib.machine import keep_memory, machine
 from kwslib.models.cost import count_parameters
 from kwslib.scan import patch_transformers
 from paper.results import timed_on
 from paper.scan_report import plain
 from paper.timing import stopwatch, watch_load
-from paper.writing import markdown
+from paper.writing import captioned, write_text
 
 CPU = torch.device("cpu")
 # name: transformers' configuration; tokens (batch, length) of a training step, and of a prompt
@@ -137,8 +137,7 @@ def benchmark_lm(out=None, small=False, rounds=7, show=None):
     found["versions"] = {package: metadata.version(package) for package in packages}
     if out:
         write_json(out, found)
-        with replacing(Path(out).with_suffix(".md")) as scratch:
-            scratch.write_text(f"{caption(found)}\n\n{markdown(table(found))}\n")
+        write_text(Path(out).with_suffix(".md"), captioned(table(found), caption(found)))
     return found
 
 

@@ -16,11 +16,11 @@ import pandas as pd
 import soundfile
 
 import kwslib
-from kwslib.io import SAMPLE_RATE, cli, replacing, write_json
+from kwslib.io import SAMPLE_RATE, cli, write_json
 from kwslib.machine import machine
 from kwslib.training import train
 from paper.wake import recordings
-from paper.writing import markdown
+from paper.writing import captioned, write_text
 
 # what each way of starting changes in the recipe of Mamba-Light
 STARTS = {
@@ -92,8 +92,7 @@ def main():
             result["rows"].append(row := run(takes, start, count, seed, a.epochs, Path(folder)))
         print(f"{start}, {count} recordings, seed {seed}: {row['accuracy']:.1%} of {row['n']}", flush=True)
         write_json(a.out, result)
-    with replacing(Path(a.out).with_suffix(".md")) as scratch:
-        scratch.write_text(f"{caption(result)}\n\n{markdown(table(result['rows']))}\n")
+    write_text(Path(a.out).with_suffix(".md"), captioned(table(result["rows"]), caption(result)))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ A training is proved by its first epoch: the run's own recipe is trained for one
 `--before` (in a git worktree) and with the code in this folder; all weights must be equal bit for bit, and the epoch's
 losses and accuracies must be those of the history that the run left. What only reads a checkpoint (robustness,
 streaming) is proved by running it on a shipped model with both codes: the results must be equal. The scan's benchmark
-is proved by the scan's bits, and its times in turns. A command that is only written
-in other quotes is the same command. Each proof is kept in results/<profile>/proofs, and only then is
-the stage's entry in dvc.lock renewed. Every other stage takes minutes: run it.
+is proved by the scan's bits, and its times in turns. Each proof is kept in results/<profile>/proofs, and only then is
+the stage's entry in dvc.lock renewed. A command that is only written in other quotes is the same command, and needs no
+run. Every other stage takes minutes: run it.
 """
 
 from __future__ import annotations

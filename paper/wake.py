@@ -37,30 +37,20 @@ def recordings(path, half=None):
 
 
 def judge(spotter, takes, speech):
-    """Misses of each word at 0, 1, … false alarms in the speech."""
+    """Misses of each word at 0, 1, … false alarms in the speech; at_card_thresholds, where `kws wake` has put thresholds
+    into the card: what they give, {rate: {word: {misses, alarms}}}."""
     _, events = report.score_all(spotter, speech)
-    hours, rows = sum(map(len, speech)) / SAMPLE_RATE / 3600, {}
+    hours, rows, limits = sum(map(len, speech)) / SAMPLE_RATE / 3600, {}, spotter.card["detector"].get("thresholds", {})
+    at_limits = {rate: {} for rate in limits}
     for label, word in enumerate(spotter.labels):
-        best, _ = report.score_all(spotter, takes[word])
-        rows[word] = report.curve(best[:, label], events[label], hours)[:6]
+        best = report.score_all(spotter, takes[word])[0][:, label]
+        rows[word] = report.curve(best, events[label], hours)[:6]
+        for rate, limit in limits.items():
+            alarms = sum(e >= limit[word] for e in events[label])
+            at_limits[rate][word] = {"misses": float((best < limit[word]).mean()), "alarms": alarms}
     mean = [float(np.mean([rows[w][k]["misses"] for w in rows])) for k in range(6)]
-    return {"hours": hours, "words": rows, "mean_misses": dict(zip((0, 1, 2, 3, 5, 7), mean))}
-
-
-def at_card_thresholds(spotter, takes, speech):
-    """What the thresholds that `kws wake` has estimated give here: {rate: {word: {misses, alarms}}}."""
-    _, events = report.score_all(spotter, speech)
-    best = {word: report.score_all(spotter, takes[word])[0] for word in spotter.labels}
-    return {
-        rate: {
-            word: {
-                "misses": float((best[word][:, i] < limit[word]).mean()),
-                "alarms": sum(e >= limit[word] for e in events[i]),
-            }
-            for i, word in enumerate(spotter.labels)
-        }
-        for rate, limit in spotter.card["detector"]["thresholds"].items()
-    }
+    found = {"hours": hours, "words": rows, "mean_misses": dict(zip((0, 1, 2, 3, 5, 7), mean))}
+    return found | ({"at_card_thresholds": at_limits} if limits else {})
 
 
 def noisy(waves, noise, snr=10.0, seed=0):
@@ -133,8 +123,6 @@ def main():
     judged = {w: [x for i, x in enumerate(t) if i not in set(chosen.get(w, []))][:: a.every] for w, t in takes.items()}
     result["n"] = {w: len(t) for w, t in judged.items()}
     result["clean"] = judge(spotter, judged, speech)
-    if spotter.card["detector"].get("thresholds"):  # of kws wake
-        result["at_card_thresholds"] = at_card_thresholds(spotter, judged, speech)
     write_json(f"results/wake/{a.name}.json", result)
     if a.noise:
         kitchen = noise_of(load_corpus(a.corpus), "testing").flatten()

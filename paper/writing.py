@@ -24,6 +24,11 @@ def markdown(df):
     return "\n".join([line(df), line(["---"] * len(df.columns)), *map(line, df.values)])
 
 
+def captioned(df, caption):
+    """A Markdown file's text: the caption, then the table."""
+    return f"{caption}\n\n{markdown(df)}\n"
+
+
 def latex(df, name, caption):
     """A DataFrame of text as a LaTeX table in booktabs style (packages booktabs and graphicx)."""
     wide = {column: df[column].str.len().max() > WIDE for column in df}
@@ -55,7 +60,7 @@ def latex_text(text):
 def write_table(df, folder, name, caption):
     """Write <folder>/<name>.md, .csv and .tex."""
     for suffix, text in (
-        ("md", f"{caption}\n\n{markdown(df)}\n"),
+        ("md", captioned(df, caption)),
         ("tex", latex(df, name, caption)),
         ("csv", df.to_csv(index=False, lineterminator="\n")),
     ):
