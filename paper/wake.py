@@ -37,8 +37,8 @@ def recordings(path, half=None):
 
 
 def judge(spotter, takes, speech):
-    """Misses of each word at 0, 1, … false alarms in the speech; at_card_thresholds, where `kws wake` has put thresholds
-    into the card: what they give, {rate: {word: {misses, alarms}}}."""
+    """Misses of each word at 0, 1, … false alarms in the speech; at_card_thresholds, where the card has thresholds of
+    `kws wake`: what they give, {rate: {word: {misses, alarms}}}."""
     _, events = report.score_all(spotter, speech)
     hours, rows, limits = sum(map(len, speech)) / SAMPLE_RATE / 3600, {}, spotter.card["detector"].get("thresholds", {})
     at_limits = {rate: {} for rate in limits}
