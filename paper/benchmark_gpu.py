@@ -25,9 +25,9 @@ from kwslib.io import CLIP, KwsError, cli, write_json
 from kwslib.machine import machine
 from kwslib.models.registry import build
 from kwslib.scan import use_backend
+from kwslib.training.graphs import Graphed
 from paper.benchmark_scan import benchmark_shapes, differences
 from paper.benchmark_training import recipe
-from paper.cuda_graphs import Graphed
 from paper.scan_peers import STATE, available, inputs, kwslib_scan, mamba_ssm_cuda, mambapy_scan, plain_loop
 from paper.timing import quartiles, rounds, watch_load
 

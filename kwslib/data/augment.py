@@ -88,7 +88,8 @@ class Augment:
         samples = samples.clamp_min(1).minimum(ends)
         if "start" in draw:
             mix = draw["mix"].to(waves.device)
-            noise = self.background[draw["start"][:, None] + torch.arange(size)].to(waves.device) * inside
+            at = draw["start"].to(self.background.device)[:, None] + torch.arange(size, device=self.background.device)
+            noise = self.background[at].to(waves.device) * inside
             if "snr" in draw:
                 waves = mix_at_snr(waves, noise, draw["snr"].to(waves.device), mix)
             else:
@@ -114,12 +115,11 @@ def played(samples, draw):
 def resample_each(waves, speed):
     """Play each clip of (B, N) `speed` (B,) times as fast, by linear interpolation; cut or zero-padded to N."""
     size = waves.shape[1]
-    at = torch.arange(size) * speed[:, None]
+    at = torch.arange(size, device=waves.device) * speed.to(waves.device)[:, None]
     left = at.long().clamp(max=size - 1)
-    share = (at - left).to(waves.device)
-    left, right = left.to(waves.device), (left + 1).clamp(max=size - 1).to(waves.device)
-    out = torch.lerp(waves.gather(1, left), waves.gather(1, right), share)
-    return out * (at <= size - 1).to(waves.device)
+    right = (left + 1).clamp(max=size - 1)
+    out = torch.lerp(waves.gather(1, left), waves.gather(1, right), at - left)
+    return out * (at <= size - 1)
 
 
 def tempo(waves, rate, size, segment=1312, search=235, overlap=192):

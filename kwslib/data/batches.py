@@ -48,7 +48,7 @@ class Batches:
     ):  # fmt: skip
         self.waves = split.waves if isinstance(split.waves, Rows) else split.waves.to(device)
         self.targets = split.targets.to(device)
-        self.samples = split.samples.to(device)
+        self.samples = split.samples.cpu()  # with the random numbers: asking a GPU would wait for it
         self.frontend, self.normalise, self.augment, self.mask = frontend, normalise, augment, mask
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
         self.drop_last, self.full = drop_last, full
@@ -78,10 +78,9 @@ class Batches:
             yield self.batch(rows, waves=waves)
 
     def _gathered(self, batches):
-        """Each batch's rows, on the device, and its waves, or None where those are there already."""
-        device = self.targets.device
+        """Each batch's rows, and its waves on the device, or None where all are there already."""
         if not isinstance(self.waves, Rows):
-            yield from ((rows.to(device), None) for rows in batches)
+            yield from ((rows, None) for rows in batches)
             return
         with ThreadPoolExecutor(GATHERERS) as pool:
             waiting = deque()
@@ -89,8 +88,8 @@ class Batches:
                 waiting.append((rows, pool.submit(self._gather, rows)))
                 if len(waiting) > AHEAD:
                     rows, waves = waiting.popleft()
-                    yield rows.to(device), waves.result()
-            yield from ((rows.to(device), waves.result()) for rows, waves in waiting)
+                    yield rows, waves.result()
+            yield from ((rows, waves.result()) for rows, waves in waiting)
 
     def _gather(self, rows):
         waves, device = self.waves[rows], self.targets.device
@@ -99,7 +98,8 @@ class Batches:
     def batch(self, rows, augment=None, mask=None, generator=None, waves=None):
         """The clips of these rows. Where tempo gave them different lengths, zeros follow the shorter ones' inputs.
         waves: theirs, int16 on the device, where they were gathered before."""
-        waves = self.waves[rows].to(self.targets.device) if waves is None else waves
+        here = rows.to(self.targets.device)
+        waves = self.waves[here] if waves is None else waves
         waves, samples = to_float(waves), self.samples[rows]
         ends = frames = None
         if augment is not None:
@@ -120,7 +120,7 @@ class Batches:
         lengths = self.frontend.frames(samples)
         if self.full:
             lengths = torch.full_like(lengths, inputs.shape[1]) if frames is None else frames
-        return inputs, self.targets[rows], lengths.to(inputs.device)
+        return inputs, self.targets[here], lengths.to(inputs.device)
 
 
 class SpeechCommands(Dataset):

@@ -109,6 +109,7 @@ class Config(BaseModel):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field("auto", description="auto: bf16 where it is native")
     device: str = Field("auto", description="auto, cpu, cuda or mps")
     threads: Whole = Field(0, ge=0, le=1024, description="CPU threads; 0: all")
+    graphs: bool = Field(True, description="record a GPU's training steps as CUDA graphs; no other device has them")
     # fmt: on
 
     def __init__(self, **values):

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from kwslib.io import KwsError
 from kwslib.machine import autocast_to, keep_memory, pick_device, pick_precision
+from kwslib.training.graphs import Graphed
 
 
 class Place:
@@ -18,7 +19,7 @@ class Place:
         self.first = self.rank == 0  # the process that writes and speaks
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        self.device = pick_device(config.device)
+        self.device, self.graphs = pick_device(config.device), config.graphs
         if self.device.type == "cpu":
             keep_memory()
         if config.threads:
@@ -39,8 +40,12 @@ class Place:
         return autocast_to(self.device, self.precision == "bf16")
 
     def parallel(self, model):
-        """The model, with gradients averaged over all processes."""
-        return torch.nn.parallel.DistributedDataParallel(model) if self.world > 1 else model
+        """The model as it is called in training: with gradients averaged over all processes, or, where one process has
+        a GPU, with its steps recorded as CUDA graphs."""
+        if self.world > 1:
+            return torch.nn.parallel.DistributedDataParallel(model)
+        recorded = self.graphs and self.device.type == "cuda" and self.precision != "fp16"
+        return Graphed(model, self.precision == "bf16") if recorded else model
 
     def share_buffers(self, model):
         """Batch-norm statistics are each process's own: all continue with the first one's."""

@@ -128,7 +128,7 @@ def training_batches(config, place, corpus, training, frontend, normalise):
     if (clips := min(config.batch_size, len(training.targets))) < place.world:
         raise KwsError(f"batch_size gives {clips} clips to {place.world} processes; raise it, or start fewer")
     noisy = config.background_snr is not None or config.background_volume is not None
-    background = torch.from_numpy(noise_of(corpus, "training").flatten()) if noisy else None
+    background = torch.from_numpy(noise_of(corpus, "training").flatten()).to(place.device) if noisy else None
     augment = Augment(
         config.shift_ms, config.noise, config.stretch, background, config.background_snr,
         config.background_probability, config.speed, config.background_volume,

@@ -17,7 +17,7 @@ CHECKPOINT, RESUME = "model.safetensors", "resume.safetensors"
 
 def recipe_of(config):
     """What a checkpoint's card keeps of a config: the recipe, not the place or the machine."""
-    return config.model_dump(exclude={"out", "corpus", "device", "threads"})
+    return config.model_dump(exclude={"out", "corpus", "device", "threads", "graphs"})
 
 
 def same_run(saved, card):
