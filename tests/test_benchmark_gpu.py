@@ -41,7 +41,7 @@ def test_a_replayed_step_has_the_gradients_of_a_launched_one(name):
     frontend = frontend_of(load_config(name, task=["yes"]))
     model = build(name, 5).cuda().train()
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, (torch.nn.Dropout, torch.nn.Dropout2d)):
             module.p = 0.0
     frames, bands = frontend.frames(CLIP), frontend.n_features
     x, lengths = torch.randn(4, frames, bands, device="cuda"), torch.full((4,), frames, device="cuda")

@@ -22,7 +22,8 @@ class DSCNN(nn.Module):
         def layer(c_in, kernel, stride=1, groups=1):
             conv = nn.Conv2d(c_in, channels, kernel, stride, groups=groups)
             norm = nn.BatchNorm2d(channels, eps=1e-3, momentum=0.04)
-            norm.weight = None
+            del norm.weight  # ones, and no parameter: without any, cuDNN has no backward pass
+            norm.register_buffer("weight", torch.ones(channels), persistent=False)
             return nn.Sequential(conv, norm, nn.ReLU())
 
         self.stem = layer(1, (10, 4), (2, 1))
