@@ -1,6 +1,7 @@
 """Profiles: right ones load, and every wrong one ends in a sentence that names the key or the file."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,18 @@ def test_profiles_and_their_runs_load(path):
             config = profile.config(variant, seed)
             assert (config.model, config.seed) == (variant, seed)
             assert Path(config.out) == profile.checkpoint(variant, seed) and Path(config.corpus) == profile.data
+
+
+def test_every_row_of_subset_has_the_rate_that_won_on_validation(root):
+    """Of profile rates' trials of its model; Medium, Large and "as run" take what their Small found."""
+    found = {}
+    for path in (root / "results/rates/trials").glob("*.json"):
+        trial = json.loads(path.read_text())
+        found.setdefault(trial["variant"], []).append((trial["validation"]["accuracy"], trial["changes"]["lr"]))
+    subset = Profile(root / "profiles/subset/params.yaml", root)
+    for variant in subset.variants:
+        trials = found[re.sub("(medium|large|small_as_run)$", "small", variant)]
+        assert len(trials) >= 2 and subset.each[variant]["lr"] == max(trials)[1], variant
 
 
 def test_what_an_experiment_sets_wins_over_all(tmp_path):
