@@ -139,6 +139,8 @@ def release_model(checkpoint, results, corpus, out):
             f"half precision moves the validation accuracy of {checkpoint} from {kept['full']:.2%} to "
             f"{kept['half']:.2%}; ship the checkpoint as it is"
         )
+    kinds = ("n", "speakers", "accuracy", "interval", "macro_f1")
+    card |= {"test": {k: run["test"][k] for k in kinds}, "licence": "MIT"}  # as `kwslib.pretrained` lists them
     save_checkpoint(Path(out) / f"{name}.safetensors", half, card)
     with replacing(Path(out) / f"{name}.md") as scratch:
         scratch.write_text(card_text(card, run, kept), encoding="utf-8")
