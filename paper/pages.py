@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from kwslib.io import KwsError, cli, replacing
 from kwslib.models.registry import MODELS
 from paper import deviations, facts, results, robustness_report, scan_report
+from paper.profile import Profile
 from paper.statistics import effective_clips
 from paper.writing import markdown
 
@@ -63,6 +64,12 @@ def readers(root):
         """Those of `models` that have been run, in the order of their accuracy, the best first."""
         known = held(profile)[0]
         return sorted((m for m in models if "seeds" in known.get(m, {})), key=lambda m: -known[m]["test.accuracy"])
+
+    def at_other_rates(profile):
+        """The labels of the models whose runs had another peak rate than the profile asks for now: these are due."""
+        asked = Profile(root / "profiles" / profile / "params.yaml", root)
+        due = {r["model"] for r in held(profile)[1] if r["config"]["lr"] != asked.config(r["model"], r["seed"]).lr}
+        return ", ".join(MODELS[model].label for model in MODELS if model in due)
 
     def times(profile, key, model, other):
         """How many times as much of a fact `other` has as `model`: "10"."""
@@ -124,10 +131,10 @@ def readers(root):
         """The size of a shipped model's file."""
         return f"{(root / 'kwslib/pretrained' / f'{model}.safetensors').stat().st_size / 1e6:.1f} MB"
 
-    return {"fact": fact, "measured": measured, "times": times, "corpus": corpus, "quiet": quiet, "scan": scan,
-            "detector": detector, "published": published, "claimed": claimed, "table": table, "size": size,
-            "deviations": deviation_table, "label": lambda model: MODELS[model].label,
-            "trained_on": lambda profile: results.trained_on(held(profile)[1])}  # fmt: skip
+    return {"fact": fact, "measured": measured, "times": times, "corpus": corpus, "at_other_rates": at_other_rates,
+            "quiet": quiet, "scan": scan, "detector": detector, "published": published, "claimed": claimed,
+            "table": table, "size": size, "deviations": deviation_table,
+            "label": lambda model: MODELS[model].label}  # fmt: skip
 
 
 def worth(folder, runs):

@@ -108,6 +108,13 @@ def test_generated_pages_are_their_templates(root):
         assert (root / page).read_text(encoding="utf-8") == text, f"{page} is out of date; run `make pages`"
 
 
+def test_the_page_on_own_words_shows_what_was_measured(root):
+    """Few recordings: the cells of results/little.md, row by row."""
+    measured, page = ((root / p).read_text().splitlines() for p in ("results/little.md", "docs/own_words.md"))
+    cells = [line.split("|")[2:] for line in measured if re.match(r"\| (from|shipped)", line)]
+    assert len(cells) == 4 and cells == [line.split("|")[2:] for line in page if re.match(r"\| (from|the same)", line)]
+
+
 def test_readme_is_short(root):
     assert len((root / "README.md").read_text().splitlines()) <= 110
 
