@@ -1,1 +1,9 @@
-"""What turns runs into the paper: experiments, tables, figures, pages. Uses kwslib; nothing of kwslib knows of it."""
+"""What turns runs into the paper: experiments, tables, figures, pages. Uses kwslib; nothing of kwslib knows of it.
+
+execute, profile            a stage of the pipeline: a notebook, run with the parameters of a profile
+search, grid, robustness    experiments with clips; benchmarks/ has what is timed, spotting/ what hears streams
+results … facts             what the runs of a profile say: means, intervals, comparisons
+tables, figures, reports/   the tables and figures of the paper's chapters
+pages                       README.md and docs, from templates/
+prove, reproduction         whether the committed results are those of this code
+"""

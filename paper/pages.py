@@ -18,8 +18,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kwslib.io import KwsError, cli, replacing
 from kwslib.models.registry import MODELS
-from paper import deviations, facts, results, robustness_report, scan_report
+from paper import deviations, facts, results
 from paper.profile import Profile
+from paper.reports import robustness as robustness_report
+from paper.reports import scan as scan_report
 from paper.statistics import effective_clips
 from paper.writing import markdown
 

@@ -18,7 +18,7 @@ from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import select
 from kwslib.io import KwsError, cli, read_json, replacing
 from kwslib.spotter import load
-from paper.counts import confused
+from paper.spotting.counts import confused
 
 MOST = 0.001  # change of validation accuracy that half precision may make
 MOST_ODDS = 0.1  # and of a detector's score
@@ -60,7 +60,7 @@ accents that the corpus lacks, far microphones, or any use where a mistake does 
 
 
 def detector_text(name, card, largest):
-    """The model card of a detector (paper/false_alarms.py) in Markdown, with its curve."""
+    """The model card of a detector (paper/spotting/false_alarms.py) in Markdown, with its curve."""
     wake, spotting, speech = card["wake"], card["spotting"], card["wake"]["real_speech"][-1]
     clean, ordinary, near = (spotting[k] for k in ("clean", "ordinary", "confusable"))
     rows = [f"| {p['per_hour']:.2f} | {100 * p['misses']:.1f} |" for p in spotting["curve"]]
@@ -82,7 +82,7 @@ sigmoid for each word over {card["detector"]["window_s"]:g} s: what is no comman
 synthetic words and sentences by {", ".join(wake["engines"])}. Licence of the data: {card["corpus"]["licence"]} and {speech["licence"]}. Code and weights: MIT.
 
 **Recipe.** From the shipped mamba_light; {wake["steps"]:,} steps of {wake["batch"]} windows in {wake["seconds"] / 60:.0f} minutes of one core of a
-shared machine, seed {wake["seed"]}: `python -m paper.commands`. Thresholds from validation: {card["validation"]["hours"]:.1f} h without commands, of which
+shared machine, seed {wake["seed"]}: `python -m paper.spotting.commands`. Thresholds from validation: {card["validation"]["hours"]:.1f} h without commands, of which
 most are synthetic sentences.
 
 **Test.** Clean keywords of {clean["1.0"]["speakers"]} test speakers (n = {clean["1.0"]["n"]:,}), at the thresholds for 0.5, 1 and 2 false alarms an hour of all

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import floor, log10
 from pathlib import Path
 
 from kwslib.io import replacing
@@ -22,6 +23,14 @@ def markdown(df):
         return "| " + " | ".join(SPECIAL.sub(r"\\\g<0>", cell) for cell in cells) + " |"
 
     return "\n".join([line(df), line(["---"] * len(df.columns)), *map(line, df.values)])
+
+
+def significant(value, digits=3):
+    """A positive number with `digits` significant digits and without an exponent: "1,230", "110", "7.53", "0.0210"."""
+    for _ in range(2):  # rounding may add a digit
+        places = digits - 1 - floor(log10(abs(value))) if value else digits - 1
+        value = round(value, places)
+    return f"{value:,.{max(0, places)}f}"
 
 
 def captioned(df, caption):

@@ -16,9 +16,10 @@ from kwslib.io import KwsError, cli, read_json
 from kwslib.machine import machine
 from kwslib.models.cost import count_parameters
 from kwslib.models.registry import build
-from paper import benchmark_models, memory
-from paper import timing as benchmark
-from paper.benchmark_models import fit_exponent
+from paper.benchmarks import memory
+from paper.benchmarks import models as benchmark_models
+from paper.benchmarks import timing as benchmark
+from paper.benchmarks.models import fit_exponent
 
 CPU = torch.device("cpu")
 LENGTHS = (1, 2, 4, 8, 16, 32, 64)

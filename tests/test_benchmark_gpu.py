@@ -10,7 +10,8 @@ from kwslib.io import CLIP, KwsError
 from kwslib.models import MODELS, build
 from kwslib.training.config import load_config
 from kwslib.training.graphs import Graphed
-from paper import benchmark_gpu, grid
+from paper import grid
+from paper.benchmarks import gpu as benchmark_gpu
 
 GPU = torch.cuda.is_available()
 

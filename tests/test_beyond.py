@@ -9,7 +9,10 @@ from small_runs import write_tones
 
 import kwslib
 from kwslib.io import KwsError, read_json, write_json
-from paper import comparisons, grid, release, robustness, robustness_figures, robustness_report, search, streaming
+from paper import comparisons, grid, release, robustness, search
+from paper.reports import robustness as robustness_report
+from paper.reports import robustness_figures
+from paper.spotting import streaming
 from paper.writing import write_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,7 +12,7 @@ import torch
 from kwslib.io import KwsError
 from kwslib.models.mamba import Mamba
 from kwslib.scan import patch_transformers, use_backend
-from paper import benchmark_lm
+from paper.benchmarks import lm as benchmark_lm
 
 pytest.importorskip("numba")
 

@@ -62,6 +62,29 @@ def test_the_library_imports_no_other_folder(path):
         assert module.partition(".")[0] not in others, f"{path}:{line} imports {module}"
 
 
+# The rooms of paper/, and the rooms that each may import. All use the files beside them in paper/; of these, only
+# USERS, which gather what the rooms found, import a room.
+PAPER_ROOMS = {"benchmarks": set(), "spotting": {"benchmarks"}, "reports": {"benchmarks", "spotting"}, "torture": set()}
+USERS = {"pages", "release"}
+PAPER = sorted((ROOT / "paper").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", PAPER, ids=module_of)
+def test_the_rooms_of_the_paper_import_one_way(path):
+    inside = path.relative_to(ROOT / "paper").parts
+    room = inside[0] if len(inside) > 1 else None
+    for module, line in imports(path):
+        package, *rest = module.split(".")
+        if package != "paper" or not rest or rest[0] == room:
+            continue
+        if room:
+            rooms = rest[0] in PAPER_ROOMS
+            assert not rooms or rest[0] in PAPER_ROOMS[room], f"{path}:{line}: {room} must not import {module}"
+            assert rest[0] not in USERS, f"{path}:{line}: {room} must not import {module}"
+        else:
+            assert rest[0] not in PAPER_ROOMS or path.stem in USERS, f"{path}:{line} imports {module}"
+
+
 def test_the_scan_imports_nothing_of_kwslib():
     for path in (ROOT / "kwslib" / "scan").glob("*.py"):
         assert {room_of(module) for module, _ in imports(path)} <= {None, "scan"}, path

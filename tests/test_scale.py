@@ -196,10 +196,10 @@ def test_a_file_of_waves_that_became_shorter(tmp_path, monkeypatch):
 
 
 def test_the_rehearsal_and_its_estimates(tmp_path):
-    from paper import scale
+    from paper.benchmarks import scale
 
     out = tmp_path / "scale.json"
-    command = [sys.executable, "-m", "paper.scale", "--out", out, "--sizes", "200", "--folder", tmp_path]
+    command = [sys.executable, "-m", "paper.benchmarks.scale", "--out", out, "--sizes", "200", "--folder", tmp_path]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     found = json.loads(out.read_text())
     assert found["starts"][0]["clips"] == 200 and found["starts"][0]["peak_mb"] > 100
@@ -218,7 +218,7 @@ def test_the_rehearsal_and_its_estimates(tmp_path):
 
 
 def test_a_corpus_costs_few_bytes_a_clip(tmp_path):
-    from paper.scale import synthetic_corpus
+    from paper.benchmarks.scale import synthetic_corpus
 
     few, many = (synthetic_corpus(tmp_path / str(n), n) for n in (1_000, 101_000))
     cost = []

@@ -9,7 +9,12 @@ import torch
 from kwslib.models import mamba
 from kwslib.models.registry import build
 from kwslib.scan import BACKENDS, use_backend
-from paper import benchmark_scan, benchmark_training, scan_figures, scan_peers, scan_report
+from paper.benchmarks import scan as benchmark_scan
+from paper.benchmarks import scan_peers
+from paper.benchmarks import training as benchmark_training
+from paper.reports import scan as scan_report
+from paper.reports import scan_figures
+from paper.writing import significant
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +186,7 @@ def test_times_of_a_busy_machine_say_so_in_every_caption(result):
     ],
 )
 def test_numbers_are_printed_without_exponents(value, digits, shown):
-    assert scan_report.plain(value, digits) == shown
+    assert significant(value, digits) == shown
 
 
 def test_weights_of_transformers_give_the_same_output():

@@ -12,11 +12,11 @@ from scipy.stats import poisson as law
 import kwslib
 from kwslib.data.audio import coloured_noise
 from kwslib.data.folder import which_set
-from paper import counts
-from paper.commands import COMMANDS, span, trimmed
-from paper.counts import Heard, alarms, delays, hits, mean_of_last, missed_at, per_thousand
-from paper.false_alarms import card_thresholds
-from paper.streams import Stream, noise_bed
+from paper.spotting import counts
+from paper.spotting.commands import COMMANDS, span, trimmed
+from paper.spotting.counts import Heard, alarms, delays, hits, mean_of_last, missed_at, per_thousand
+from paper.spotting.false_alarms import card_thresholds
+from paper.spotting.streams import Stream, noise_bed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

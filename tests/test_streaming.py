@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from kwslib.io import KwsError
-from paper import streaming
-from paper.streaming import count, detections, match, operating_point, sweep, thresholds_of
-from paper.streams import Stream, make_stream
-from paper.timing import spotter_of
+from paper.benchmarks.timing import spotter_of
+from paper.spotting import streaming
+from paper.spotting.streaming import count, detections, match, operating_point, sweep, thresholds_of
+from paper.spotting.streams import Stream, make_stream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT
 
 from kwslib.io import KwsError
-from paper import torture
-from paper.torture_inputs import Defect, damaged, seeded, sound_answer
+from paper.torture import __main__ as torture
+from paper.torture.inputs import Defect, damaged, seeded, sound_answer
 
 
 def raising(error):
@@ -77,7 +77,7 @@ def test_a_slice_of_the_campaign_finds_no_defect(tmp_path):
 
 def test_a_server_that_has_nothing_to_send(tmp_path, monkeypatch):
     """416 tells of a file that is whole only where there is one."""
-    from paper import torture_runs
+    from paper.torture import runs as torture_runs
 
     monkeypatch.setattr(torture_runs, "FAULTS", ["416", "wrong start", "other"])
     found = dict(torture_runs.faulty_servers(tmp_path))

@@ -1,4 +1,6 @@
-"""A detector of eight commands with reject: `python -m paper.commands --corpus data/spot --speech wake_words.zip`.
+"""A detector of eight commands with reject.
+
+    python -m paper.spotting.commands --corpus data/spot --speech wake_words.zip
 
 One sigmoid for each command, trained by the loop of `kws wake` from Mamba-Light's shipped weights, with the rows of its
 own head for these words. Positives are the real training clips, cut to the word; negatives, drawn anew for every
@@ -19,7 +21,7 @@ from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import noise_of
 from kwslib.io import SAMPLE_RATE, cli
 from kwslib.wake import loop, negatives, voices
-from paper.wake import recordings
+from paper.spotting.wake import recordings
 
 COMMANDS = ["down", "go", "left", "no", "right", "stop", "up", "yes"]
 HELD_WORDS = {"validation": ["bed", "five"], "testing": ["on", "off"]}  # of the corpus; the rare ones are for testing
@@ -82,7 +84,7 @@ def parts(corpus, speech):
     """What trains and what chooses thresholds, int16 waves: positives, train, held, noise.
 
     Of the corpus its own splits; no clip of a HELD_WORDS word trains, nor of one that has less than 100 training clips.
-    Of the running speech's two halves the second judges (paper/false_alarms.py); of the first, one file in five is for
+    Of the running speech's two halves the second judges (false_alarms.py); of the first, one file in five is for
     validation. Of the noise files, the training ones."""
     training = corpus.splits == "training"
     own = [np.flatnonzero(training & (corpus.words == c)) for c in COMMANDS]

@@ -8,8 +8,8 @@ import numpy as np
 from pandas import DataFrame
 
 from kwslib.io import read_json
-from paper.counts import confused
-from paper.rivals import GIVEN
+from paper.spotting.counts import confused
+from paper.spotting.rivals import GIVEN
 
 RATES = ("0.5", "1.0", "2.0")
 TARGETS = {"misses": 5.0, "per_1000": 20.0, "carried": 1.0}  # in %, words, points

@@ -1,6 +1,6 @@
 """Little data: three new words from a few recordings each, from scratch and from a shipped model's weights.
 
-    python -m paper.little --data ../shared/data/wake_words.zip --out results/little.json      (half an hour)
+    python -m paper.spotting.little --data ../shared/data/wake_words.zip --out results/little.json      (half an hour)
 
 Of the recordings of each word a few train, a fifth of these on validation; all others are the test, which is read once
 a run. One person may be in both: nobody named them. Also written: results/little.md."""
@@ -19,7 +19,7 @@ import kwslib
 from kwslib.io import SAMPLE_RATE, cli, write_json
 from kwslib.machine import machine
 from kwslib.training import train
-from paper.wake import recordings
+from paper.spotting.wake import recordings
 from paper.writing import captioned, write_text
 
 # what each way of starting changes in the recipe of Mamba-Light

@@ -1,6 +1,6 @@
 """What an ONNX file costs beside PyTorch: size, and the time of one clip, or of one chunk of a stream, on one thread.
 
-    python -m paper.benchmark_export --corpus data/subset --out results/export.json      (and results/export.md)
+    python -m paper.benchmarks.export --corpus data/subset --out results/export.json      (and results/export.md)
 
 For each pretrained model: PyTorch, ONNX in float32 and in 8 bits, wave to probabilities, timed in turns, so that what
 else the machine does meets all of them alike. Of the 8 bits also the accuracy, on validation clips."""
@@ -22,8 +22,8 @@ from kwslib.io import CLIP, SAMPLE_RATE, cli, write_json
 from kwslib.machine import machine, threads
 from kwslib.models.registry import MODELS
 from kwslib.spotter import load
+from paper.benchmarks.timing import watch_load
 from paper.results import timed_on
-from paper.timing import watch_load
 from paper.writing import captioned, write_text
 
 NAMES = ("mamba_light", "mamba_mel_small", "mamba_mfcc_small")

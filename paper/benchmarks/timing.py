@@ -1,7 +1,7 @@
 """What a model costs: latency and throughput.
 
-    python -m paper.timing --model-path checkpoints/quick/mamba_mel_small-0    one checkpoint, as a table
-    python -m paper.timing --models mamba_mfcc_small,kwt_1 --out timed.json    fresh weights cost the same
+    python -m paper.benchmarks.timing --model-path checkpoints/quick/mamba_mel_small-0    one checkpoint, as a table
+    python -m paper.benchmarks.timing --models mamba_mfcc_small,kwt_1 --out timed.json    fresh weights cost the same
 
 One-second clips in float32, timed by the wall clock after a warm-up, on all threads:
 

@@ -1,4 +1,4 @@
-"""Wake words, judged on real recordings: `python -m paper.wake RUN`, each a JSON file in results/wake.
+"""Wake words, judged on real recordings: `python -m paper.spotting.wake RUN`, each a JSON file in results/wake.
 
 The recordings are of three words (see docs/wake_words.md); half of the 45 minutes of running speech trains, the other
 half gives the false alarms. A run trains one detector for all three words by the recipe of `kws wake`, or judges the

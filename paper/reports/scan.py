@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from math import floor, log10
-
 import numpy as np
 from pandas import DataFrame
 
-from paper.benchmark_training import BATCH
+from paper.benchmarks.training import BATCH
 from paper.results import label_of, timed_on
+from paper.writing import significant
 
 NAMES = {
     "kwslib": "kwslib (this work)",
@@ -98,14 +97,6 @@ def scan_timed_on(result):
     return f"Medians. {timed_on(result)} {missing + '.' if missing else ''}".strip()
 
 
-def plain(value, digits=3):
-    """A positive number with `digits` significant digits and without an exponent: "1,230", "110", "7.53", "0.0210"."""
-    for _ in range(2):  # rounding may add a digit
-        places = digits - 1 - floor(log10(abs(value))) if value else digits - 1
-        value = round(value, places)
-    return f"{value:,.{max(0, places)}f}"
-
-
 def scan_tables(result):
     """name -> (DataFrame, caption): every shape, every side at a few shapes, whole models, and their training."""
     return {
@@ -128,8 +119,8 @@ def scan_table(result):
             "batch": str(row["batch"]),
             "length": f"{row['length']:,}",
             "channels": str(row["channels"]),
-            "kwslib (ms)": plain(ms["kwslib"]),
-            "kwslib, 1 thread (ms)": plain(row["ms"]["1"]["kwslib"]),
+            "kwslib (ms)": significant(ms["kwslib"]),
+            "kwslib, 1 thread (ms)": significant(row["ms"]["1"]["kwslib"]),
         }
         for peer in NAMES:
             if peer != "kwslib" and not peer.startswith("compiled"):  # these have a table of their own
@@ -161,8 +152,8 @@ def sides_table(result):
             "batch × length × channels": f"{row['batch']} × {row['length']} × {row['channels']}",
             "threads": n,
             "side": NAMES[name],
-            "median (ms)": plain(ms),
-            "quartiles (ms)": " to ".join(map(plain, row["quartiles"][n][name])),
+            "median (ms)": significant(ms),
+            "quartiles (ms)": " to ".join(map(significant, row["quartiles"][n][name])),
             "calls": str(row["calls"][n]),
             "compiling (s)": f"{row['compile_s'][n][name]:.0f}" if name in row["compile_s"][n] else "–",
             "largest difference from kwslib": f"{row['difference'][name][0]:.1e}",
@@ -215,8 +206,8 @@ def training_table(result):
             rows.append({
                 "model": label_of(name),
                 "way": way,
-                "a step (ms)": plain(found["p50"]),
-                "quartiles (ms)": f"{plain(found['p25'])} to {plain(found['p75'])}",
+                "a step (ms)": significant(found["p50"]),
+                "quartiles (ms)": f"{significant(found['p25'])} to {significant(found['p75'])}",
                 "steps": str(found["calls"]),
                 "faster than the way above (×)": f"{before['p50'] / found['p50']:.2f}",
                 "faster than the first way (×)": f"{first['p50'] / found['p50']:.2f}",
@@ -242,8 +233,8 @@ def scan_findings(result):
             if f"{what}.{peer}.median" in numbers:
                 least, middle, most = (numbers[f"{what}.{peer}.{key}"] for key in ("least", "median", "most"))
                 lines.append(
-                    f"{title}, {name} takes {plain(least, 2)} to {plain(most, 2)} times as long as kwslib "
-                    f"(median {plain(middle, 2)})."
+                    f"{title}, {name} takes {significant(least, 2)} to {significant(most, 2)} times as long as kwslib "
+                    f"(median {significant(middle, 2)})."
                 )
     compared = [row["ms"][n] for row in result["scan"] if len(row["ms"].get(n, {})) > 1]
     first = [min(ms, key=ms.get) for ms in compared]
@@ -260,9 +251,11 @@ def scan_findings(result):
     )
     for name, ways in ablations(result).items():
         times = [found["p50"] for found in ways.values()]
-        steps = (f"{way.removeprefix('+ ')} × {plain(a / b, 2)}" for way, a, b in zip(list(ways)[1:], times, times[1:]))
+        steps = (
+            f"{way.removeprefix('+ ')} × {significant(a / b, 2)}" for way, a, b in zip(list(ways)[1:], times, times[1:])
+        )
         lines.append(
-            f"A training step of {label_of(name)} is {plain(times[0] / times[-1], 2)} times as fast as with the plain "
-            f"PyTorch scan in float32, fed clip by clip: {', '.join(steps)}."
+            f"A training step of {label_of(name)} is {significant(times[0] / times[-1], 2)} times as fast as with the "
+            f"plain PyTorch scan in float32, fed clip by clip: {', '.join(steps)}."
         )
     return "\n".join(f"- {line}" for line in lines)

@@ -1,6 +1,6 @@
 """What listening costs: CPU seconds per second of audio, and memory, beside openWakeWord and microWakeWord.
 
-    python -m paper.benchmark_stream --out results/stream.json [--seconds 30] [--rate 16000]
+    python -m paper.benchmarks.stream --out results/stream.json [--seconds 30] [--rate 16000]
 
 Noise comes in chunks of 80 ms, as a microphone gives them; a decision falls every 100 ms, of the others every 80 and
 30 ms. Each engine runs on one thread of a process of its own, whose memory counts with Python and its libraries; the
@@ -134,7 +134,7 @@ def main():
         raise KwsError("--out is missing; give the file to write")
     found = {}
     for name in ENGINES:
-        command = [sys.executable, "-m", "paper.benchmark_stream", "--engine", name, "--seconds", str(a.seconds)]
+        command = [sys.executable, "-m", "paper.benchmarks.stream", "--engine", name, "--seconds", str(a.seconds)]
         rate = a.rate if "Mamba" in name else 16000  # the others take no other
         env = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run([*command, "--rate", str(rate)], capture_output=True, text=True, env=env)

@@ -30,7 +30,7 @@ from kwslib.training.config import RECIPES, load_config
 from kwslib.training.device import Place
 from kwslib.training.loop import train_epoch
 from kwslib.training.optim import make_optimizer
-from paper.timing import quartiles, rounds, timings
+from paper.benchmarks.timing import quartiles, rounds, timings
 
 CPU = torch.device("cpu")
 MODELS = tuple(f"mamba_{kind}_{size}" for kind in ("mel", "mfcc") for size in ("small", "medium", "large"))

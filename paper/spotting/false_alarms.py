@@ -1,7 +1,8 @@
 """Two measures of a detector, never mixed: false alarms an hour on ordinary speech and noise, and false alarms per
 1,000 confusable isolated words; with the misses, and their delay, at thresholds chosen on validation.
 
-    python -m paper.false_alarms checkpoints/spot/commands --corpus data/spot --speech wake_words.zip --out results/spot
+    python -m paper.spotting.false_alarms checkpoints/spot/commands --corpus data/spot --speech wake_words.zip \
+        --out results/spot
 
 What is heard is written first (scores, in --cache), then read: a choice (smoothing, one threshold or one for each word)
 is made on validation alone. The test's recordings are scored once."""
@@ -24,10 +25,10 @@ from kwslib.data.tasks import noise_of
 from kwslib.io import SAMPLE_RATE, KwsError, cli, write_json
 from kwslib.spotter import load
 from kwslib.wake import report, voices
-from paper.commands import COMMANDS, HELD_FLITE, HELD_WORDS, near_words, words_for
-from paper.counts import Heard, alarms, beside, delays, hits, missed_at, per_thousand, pooled, rate_at
-from paper.streams import make_stream, noise_bed, sentences
-from paper.wake import recordings
+from paper.spotting.commands import COMMANDS, HELD_FLITE, HELD_WORDS, near_words, words_for
+from paper.spotting.counts import Heard, alarms, beside, delays, hits, missed_at, per_thousand, pooled, rate_at
+from paper.spotting.streams import make_stream, noise_bed, sentences
+from paper.spotting.wake import recordings
 
 RATES = (0.5, 1.0, 2.0)  # false alarms an hour of ordinary speech, all words together
 SMOOTHS = (1, 2, 3, 5)  # windows that a score is the mean of, tried on validation

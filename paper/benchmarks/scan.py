@@ -1,6 +1,6 @@
 """The selective scan against everything else that runs on a processor, and what it does for whole models.
 
-    python -m paper.benchmark_scan --out results/scan/scan.json      (an hour; --small: seconds)
+    python -m paper.benchmarks.scan --out results/scan/scan.json      (an hour; --small: seconds)
 
     scan      kwslib's scan beside those of scan_peers.py: C++, mambapy, mamba_ssm's reference, transformers without
               CUDA, PyTorch's associative_scan: forward, and forward + backward, on one thread and on all; time, memory
@@ -8,7 +8,7 @@
               of compiling are kept apart
     length    time and memory of one sequence against its length, with the fitted exponent
     models    latency of whole models beside the plain scan, where the time of a training step goes, and for two of
-              them training as one change after the other is made to it (benchmark_training.py)
+              them training as one change after the other is made to it (training.py)
     peaks     what the machine can do, measured in the same run, and the share of it that the scan reaches
 
 All sides of a row are called equally often, in turns; times are medians, with quartiles. Before that their results are
@@ -28,10 +28,9 @@ import torch
 
 from kwslib.io import KwsError, cli, write_json
 from kwslib.machine import keep_memory, machine, threads
-from paper.benchmark_models import fit_exponent
-from paper.benchmark_training import ABLATED, MODELS, benchmark_training
-from paper.memory import peak_memory
-from paper.scan_peers import (
+from paper.benchmarks.memory import peak_memory
+from paper.benchmarks.models import fit_exponent
+from paper.benchmarks.scan_peers import (
     CHANNELS_FIRST,
     COMPILED,
     SCANS,
@@ -45,7 +44,8 @@ from paper.scan_peers import (
     plain_loop,
     reason,
 )
-from paper.timing import quartiles, rounds, timings, watch_load
+from paper.benchmarks.timing import quartiles, rounds, timings, watch_load
+from paper.benchmarks.training import ABLATED, MODELS, benchmark_training
 
 CPU = torch.device("cpu")
 BATCHES, CHANNELS, LENGTHS = (1, 16, 64, 256), (128, 256, 384), (31, 63, 101, 1000, 16_000)

@@ -32,7 +32,7 @@ def attempt(family, name, number):
     """One input -> "answered" or "refused", or what is wrong. Also returns the traceback of a defect."""
     import traceback
 
-    from paper.torture_inputs import Defect, seeded
+    from paper.torture.inputs import Defect, seeded
 
     try:
         family(seeded(sorted(KINDS).index(name), number))
@@ -50,7 +50,7 @@ def work(name, start, stop, folder):
     """Try inputs start to stop of a family, a line of JSON for each: the work of a process that may be killed."""
     import torch
 
-    from paper import torture_inputs
+    from paper.torture import inputs as torture_inputs
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -104,7 +104,8 @@ def alone():
 
 def campaign(share):
     """{what is tried: an iterator over (which, None or what is wrong)}, of a share of the whole campaign."""
-    from paper import torture_inputs, torture_runs
+    from paper.torture import inputs as torture_inputs
+    from paper.torture import runs as torture_runs
 
     def some(count, least=1):
         return max(least, round(count * share))
@@ -178,7 +179,7 @@ def main():
     if a.work:
         return work(a.work[0], int(a.work[1]), int(a.work[2]), a.work[3])
     if a.one:
-        from paper import torture_inputs
+        from paper.torture import inputs as torture_inputs
 
         with tempfile.TemporaryDirectory() as folder:
             family = getattr(torture_inputs, a.one[0])(Path(folder))

@@ -1,12 +1,12 @@
 """A rehearsal of large corpora: what it costs to open one and to start a training on it, and what whole works cost.
 
-    python -m paper.scale --out results/scale.json               (minutes, and 4 GB in --folder, or $TMPDIR)
-    python -m paper.scale --out results/scale.json --report      the table and the figure again, beside it
+    python -m paper.benchmarks.scale --out results/scale.json               (minutes, and 4 GB in --folder, or $TMPDIR)
+    python -m paper.benchmarks.scale --out results/scale.json --report      the table and the figure again, beside it
 
 Corpora of 1,000 to millions of clips: the one of Speech Commands' size holds noise, the larger ones are sparse files
 with noise in the first clips of each shard. Of each, a process opens it, and starts profile paper's Mamba-Mel Small
 until its first step is done; seconds count from the start of the interpreter, and memory is the most that was resident.
-The estimates are work / measured rates, with the assumptions of paper/scale.yaml.
+The estimates are work / measured rates, with the assumptions of paper/benchmarks/scale.yaml.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kwslib.data.manifest import SPLITS
 from kwslib.data.tasks import V2_35
 from kwslib.io import CLIP, KwsError, cli, read_json, replacing, write_csv, write_json
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 WHOLE = 105_829  # clips of Speech Commands v0.02
 SIZES = (1_000, 10_000, WHOLE, 1_000_000, 4_000_000)
 LOUD = 64  # clips of a sparse shard that are not silence
@@ -70,7 +70,7 @@ def start(corpus, out, began):
 
     from kwslib.data.corpus import load_corpus
     from kwslib.training import train
-    from paper.memory import resident
+    from paper.benchmarks.memory import resident
     from paper.profile import Profile
 
     before, clock = resident("VmRSS"), time.perf_counter()
@@ -98,7 +98,7 @@ def measure(folder, sizes):
             command = [
                 sys.executable,
                 "-m",
-                "paper.scale",
+                "paper.benchmarks.scale",
                 "--out",
                 f"{place}/out",
                 "--start",
@@ -204,8 +204,8 @@ def report(path):
         "Opening a corpus of one-second clips, and starting profile paper's Mamba-Mel Small on it, "
         f"on {machine}; peak: resident memory of the process. The exponents are those from the size of Speech "
         f"Commands on. Corpora above {WHOLE:,} clips are sparse files.\n\n{markdown(pandas.DataFrame(cells))}\n\n"
-        "What whole works would cost: measured training rates, and the assumptions of paper/scale.yaml. Memory: "
-        "the peak of the largest corpus in the first table, for each process. "
+        "What whole works would cost: measured training rates, and the assumptions of paper/benchmarks/scale.yaml. "
+        "Memory: the peak of the largest corpus in the first table, for each process. "
         f"Packing at {found['packing']['1']:,.0f} clips/s, one worker.\n\n"
         f"{markdown(pandas.DataFrame(costs))}\n"
     )
@@ -240,7 +240,7 @@ def main():
 
         rows = measure(a.folder, [int(n) for n in a.sizes.split(",")])
         found = {"machine": machine(), "starts": rows, "exponents": exponents(rows), "packing": packing_rate(a.folder)}
-        assumed = read_yaml(ROOT / "paper/scale.yaml", "assumptions", "they are in the repository")
+        assumed = read_yaml(ROOT / "paper/benchmarks/scale.yaml", "assumptions", "they are in the repository")
         write_json(a.out, found | {"estimates": estimates(assumed, found["packing"]["1"], rows[-1]["peak_mb"])})
     print(report(a.out))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from paper.benchmark_training import BATCH, START
+from paper.benchmarks.training import BATCH, START
 from paper.figure_style import BELOW, PAGE, look, new_figure, plain_ticks
-from paper.scan_report import MODES, NAMES, PACKAGES, ablations, most_threads, plain, row_of, scan_timed_on, speedups
+from paper.reports.scan import MODES, NAMES, PACKAGES, ablations, most_threads, row_of, scan_timed_on, speedups
+from paper.writing import significant
 
 COLOURS = {
     "kwslib": ("#0072B2", "", "o"),
@@ -75,8 +76,8 @@ def peer_bars(ax, ms, quartiles):
         colour, hatch, _ = COLOURS[name]
         whisker = np.abs(np.array(quartiles[name])[:, None] - ms[name])
         ax.barh(i, ms[name], 0.7, color=colour, hatch=hatch, xerr=whisker, **WHISKER, **EDGE)
-        ratio = "" if name == "kwslib" else f" (× {plain(ms[name] / ms['kwslib'], 2)})"
-        ax.text(max(ms[name], quartiles[name][1]), i, f" {plain(ms[name], 2)} ms{ratio}", va="center", fontsize=6)
+        ratio = "" if name == "kwslib" else f" (× {significant(ms[name] / ms['kwslib'], 2)})"
+        ax.text(max(ms[name], quartiles[name][1]), i, f" {significant(ms[name], 2)} ms{ratio}", va="center", fontsize=6)
     labels = (NAMES[name].replace(" (this work)", "").replace("associative_", "assoc. ") for name in names)
     ax.set_yticks(range(len(names)), [label.replace(", ", ",\n") for label in labels])
     ax.tick_params("y", labelsize=6)
@@ -94,7 +95,7 @@ def training_bars(ax, models):
         colour, hatch, _ = COLOURS[side]
         ax.barh(np.arange(len(models)) + shift, values, 0.36, color=colour, hatch=hatch, label=label, **EDGE)
     for i, (ours, theirs) in enumerate(zip(fast, slow)):
-        ax.text(ours, i - 0.19, f" × {plain(ours / theirs, 2)}", va="center", fontsize=6)
+        ax.text(ours, i - 0.19, f" × {significant(ours / theirs, 2)}", va="center", fontsize=6)
     ax.set_yticks(range(len(models)), [look(name)["label"] for name in models], rotation=90, va="center")
     ax.set(xscale="log", xlabel="training (clips/s)", title="whole models, training\nbatch 64")
     ax.set_xlim(min(slow) / 2, 4 * max(fast))
@@ -114,8 +115,8 @@ def training_figure(result):
             whisker = [[found["p50"] - found["p25"]], [found["p75"] - found["p50"]]]
             colour = COLOURS["kwslib"][0] if i == len(ways) - 1 else "0.8"
             ax.barh(i, found["p50"], 0.7, color=colour, xerr=whisker, **WHISKER, **EDGE)
-            ratio = f" (× {plain(first / found['p50'], 2)})" if i else ""
-            ax.text(found["p75"], i, f" {plain(found['p50'], 2)} ms{ratio}", va="center", fontsize=6)
+            ratio = f" (× {significant(first / found['p50'], 2)})" if i else ""
+            ax.text(found["p75"], i, f" {significant(found['p50'], 2)} ms{ratio}", va="center", fontsize=6)
         ax.set_yticks(range(len(ways)), [way.replace(", float32", ",\nfloat32") for way in ways])
         ax.set(xlabel="a training step (ms)", title=look(model)["label"])
         ax.set_xlim(0, 1.5 * max(found["p75"] for found in ways.values()))

@@ -1,6 +1,6 @@
 """What the models cost, as the paper reports it: times, memory, and the growth with the length of the audio.
 
-    python -m paper.benchmark_models --out results/quick/benchmark.json
+    python -m paper.benchmarks.models --out results/quick/benchmark.json
 
 Peak memory is that of one pass of the largest batch, beyond the weights and the input, which are there before it.
 
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from kwslib.io import CLIP, SAMPLE_RATE, cli, write_json
-from paper.memory import peak_memory
+from paper.benchmarks.memory import peak_memory
+from paper.benchmarks.timing import benchmark_model, benchmark_models, print_entry, spotter_of, timings, watch_load
 from paper.results import label_of
-from paper.timing import benchmark_model, benchmark_models, print_entry, spotter_of, timings, watch_load
 
 SECONDS = (1, 2, 4, 8, 16, 32, 64)
 LENGTH_MODELS = ("mamba_mfcc_small", "retnet", "kwt_1")  # a scan, retention in its parallel form, attention
@@ -30,7 +30,7 @@ MOST_MEMORY = 4e9  # bytes that one pass may be expected to take
 def benchmark_paper(names="all", out=None, n_classes=35, seconds_budget=0.4, small=False, show=None):
     """benchmark.json's content, also written to `out`: `benchmark_models`, and the `length` part.
 
-    Arguments are those of paper.timing.benchmark_models. Raises KwsError for an unknown model.
+    Arguments are those of paper.benchmarks.timing.benchmark_models. Raises KwsError for an unknown model.
     """
     with watch_load() as load:
         result = benchmark_models(names, n_classes, seconds_budget, small, show=show, measure=benchmark_with_memory)

@@ -1,6 +1,6 @@
 """Whole language models on a processor: Hugging Face's Mamba as it is, with mambapy's parallel scan, and on kwslib's.
 
-    python -m paper.benchmark_lm --out results/scan/lm.json      (a quarter of an hour; --small: seconds)
+    python -m paper.benchmarks.lm --out results/scan/lm.json      (a quarter of an hour; --small: seconds)
 
     training  one step: forward, backward, AdamW
     prompt    logits of a prompt, without gradients
@@ -24,10 +24,9 @@ from kwslib.io import KwsError, cli, write_json
 from kwslib.machine import keep_memory, machine
 from kwslib.models.cost import count_parameters
 from kwslib.scan import patch_transformers
+from paper.benchmarks.timing import stopwatch, watch_load
 from paper.results import timed_on
-from paper.scan_report import plain
-from paper.timing import stopwatch, watch_load
-from paper.writing import captioned, write_text
+from paper.writing import captioned, significant, write_text
 
 CPU = torch.device("cpu")
 # name: transformers' configuration; tokens (batch, length) of a training step, and of a prompt
@@ -148,7 +147,7 @@ def table(found):
             "Parameters": f"{entry['parameters'] / 1e6:.1f} M",
             "Task": f"{task}, {entry[task]['batch']} × {entry[task]['length']} tokens",
             "Scan": NAMES[name],
-            "ms": "{} [{}–{}]".format(*(plain(ms[key]) for key in ("median", "q1", "q3"))),
+            "ms": "{} [{}–{}]".format(*(significant(ms[key]) for key in ("median", "q1", "q3"))),
             "Times untouched": f"{entry[task]['ms']['transformers']['median'] / ms['median']:.1f}",
             "Largest difference": f"{entry['difference'][name]:.0e}" if name in entry["difference"] else "–",
         }

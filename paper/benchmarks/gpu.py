@@ -1,9 +1,9 @@
 """The selective scan on a GPU: Triton's kernel against the authors' CUDA kernel, and what each does for whole models.
 
-    python -m paper.benchmark_gpu --out results/scan/gpu.json      (a minute or two; --small: seconds)
+    python -m paper.benchmarks.gpu --out results/scan/gpu.json      (a minute or two; --small: seconds)
 
     scan     forward, and forward + backward: kwslib's Triton kernel, mamba_ssm's CUDA kernel, mambapy's parallel scan
-             and the plain loop, each in the layout and on the dtype that it is written for: rows as benchmark_scan.py
+             and the plain loop, each in the layout and on the dtype that it is written for: rows as scan.py
              makes them, and the largest difference from the plain loop in float64
     models   a training step of the Mamba models, batch 64, bf16: as recorded CUDA graphs, launched kernel by kernel,
              and on the authors' kernel
@@ -26,10 +26,10 @@ from kwslib.machine import machine
 from kwslib.models.registry import build
 from kwslib.scan import use_backend
 from kwslib.training.graphs import Graphed
-from paper.benchmark_scan import benchmark_shapes, differences
-from paper.benchmark_training import recipe
-from paper.scan_peers import STATE, available, inputs, kwslib_scan, mamba_ssm_cuda, mambapy_scan, plain_loop
-from paper.timing import quartiles, rounds, watch_load
+from paper.benchmarks.scan import benchmark_shapes, differences
+from paper.benchmarks.scan_peers import STATE, available, inputs, kwslib_scan, mamba_ssm_cuda, mambapy_scan, plain_loop
+from paper.benchmarks.timing import quartiles, rounds, watch_load
+from paper.benchmarks.training import recipe
 
 BATCHES, CHANNELS, LENGTHS = (1, 64, 256), (128,), (31, 63, 126, 1000, 16_000)
 MOST = {"kwslib": 1e9, "mamba_ssm_cuda": 1e9, "mambapy": 4e8, "reference": 4e8}  # numbers with a state each
@@ -87,7 +87,7 @@ def benchmark_steps(names, budget, scans, batch=64):
 def benchmark_gpu(out=None, small=False, budget=0.03, show=None):
     """The whole benchmark: gpu.json's content, also written to `out`."""
     if not torch.cuda.is_available():
-        raise KwsError("PyTorch sees no GPU here; this benchmark needs one, paper.benchmark_scan is for processors")
+        raise KwsError("PyTorch sees no GPU here; this benchmark needs one, paper.benchmarks.scan is for processors")
     device = torch.device("cuda")
     scans, missing = available(SCANS, inputs(1, 2, 4, device=device))
     grid = itertools.product((2,), (128,), (31,)) if small else itertools.product(BATCHES, CHANNELS, LENGTHS)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from paper.figure_style import PAGE, look, new_figure, plain_ticks
+from paper.reports.robustness import NOISES, WAYS, over_seeds, task_of
 from paper.results import source
-from paper.robustness_report import NOISES, WAYS, over_seeds, task_of
 
 FEW = 20  # clips: a bin of a reliability diagram with fewer is not drawn
 

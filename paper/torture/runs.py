@@ -26,9 +26,9 @@ from kwslib.io import KwsError, file_hash, write_json
 from kwslib.models.registry import MODELS
 from kwslib.training.config import load_config
 from kwslib.training.loop import train
-from paper.torture_inputs import chirp, seeded, small_corpus, soundfile
+from paper.torture.inputs import chirp, seeded, small_corpus, soundfile
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"d_model": 16, "n_layers": 1, "repeats": 1, "channels": 8, "width": 8}
 # Where a training is killed: after how many files, of five in its first epoch and four in its second, which the last
 # process begins with; -1 is half-way through the weights.
@@ -86,7 +86,7 @@ def packed(source, out, dies=None):
 def child(target, *arguments):
     """Run target(*arguments) in a process that has imported PyTorch already; its exit status, None if it hangs."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["paper.torture_runs", "torch._dynamo"])
+    server.set_forkserver_preload(["paper.torture.runs", "torch._dynamo"])
     process = server.Process(target=target, args=arguments)
     process.start()
     process.join(120)

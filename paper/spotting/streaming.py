@@ -1,10 +1,10 @@
 """Spotting in continuous audio: synthetic streams with exact time stamps, detections, misses and false alarms.
 
-    python -m paper.streaming checkpoints/subset/mamba_light-0 --corpus data/subset \\
+    python -m paper.spotting.streaming checkpoints/subset/mamba_light-0 --corpus data/subset \\
         --out results/subset/streaming/mamba_light-0.json
 
-A stream (paper/streams.py) has keywords, other words and silence of held-out speakers over background noise, and
-follows from its seed.
+A stream (streams.py) has keywords, other words and silence of held-out speakers over background noise, and follows from
+its seed.
 The threshold is chosen on a stream of the validation speakers; misses and false alarms are counted on one of the test
 speakers.
 
@@ -26,7 +26,7 @@ from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, write_json
 from kwslib.metrics import accuracy
 from kwslib.models.layers import SequenceKWS
 from kwslib.spotter import load
-from paper.streams import make_stream
+from paper.spotting.streams import make_stream
 
 HOP = 0.1  # seconds between decisions
 SMOOTH, REFRACTORY = 0.6, 1.5  # seconds over which posteriors are averaged, and without detections; set by hand

@@ -10,7 +10,7 @@ from scipy.stats import chi2
 from kwslib.io import SAMPLE_RATE
 from kwslib.metrics import speaker_bootstrap
 from kwslib.wake import report
-from paper.commands import span
+from paper.spotting.commands import span
 
 
 @dataclass
