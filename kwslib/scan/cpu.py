@@ -16,7 +16,7 @@ import torch
 from kwslib.scan.cpu_kernels import CHUNK, WIDTH, Work, scratch_rows, team
 from kwslib.scan.operator import new_outputs, scan_operator, unit_stride
 
-SERIAL = 1 << 19  # batch x length x channels x state below which waking a thread costs more than it saves
+SERIAL = 1 << 17  # batch x length x channels x state below which waking a thread costs more than it saves
 
 
 def cpu_scan(*arguments):
@@ -65,7 +65,7 @@ def _run(backward, tensors, softplus, kept, **others):
     u, delta, A, B, C, D, z, bias, initial = tensors
     (batch, length, channels), state = u.shape, A.shape[1]
     clips, blocks = _parts(batch, length, channels, state)
-    tasks, rows = clips * blocks, scratch_rows(state, length)[backward]
+    tasks, rows = clips * blocks, scratch_rows(state, length, channels)[backward]
     scratch = u.new_empty(tasks * rows * WIDTH)
     others |= {"A": A, "D": D, "bias": bias, "initial": initial, "kept": kept, "scratch": scratch}
     fields = {name: 0 if t is None else t.data_ptr() for name, t in others.items()}  # 0 for an empty tensor, too

@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 from kwslib.scan.cpu_math import LOG2E, ONE, STRICT, WIDTH, finish_back, prepare, sigmoid, step, step_back, step_kept
 
 CHUNK = 32  # steps between two kept states
+LINE = 64  # bytes of a cache line
 
 
 def _int64(names):
@@ -62,6 +63,42 @@ def _pointer(context, address):
         return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(types.float32)(types.int64), generate
+
+
+@intrinsic
+def _prefetch_line(context, address, write):
+    """Ask for the cache line at an address, to be read, or written (1): a hint, harmless for any address."""
+
+    def generate(context, builder, signature, args):
+        pointer, number = builder.inttoptr(args[0], ir.IntType(8).as_pointer()), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch", (pointer.type,), kind)
+        builder.call(prefetch, [pointer, number(write.literal_value), number(3), number(1)])  # near the core; data
+        return context.get_dummy_value()
+
+    if isinstance(write, types.IntegerLiteral):
+        return types.void(types.int64, write), generate
+
+
+@njit(**STRICT)
+def _prefetch(address, offset):
+    """The block of channels that starts `offset` numbers after `address` will be read soon."""
+    if address != 0:
+        for line in range(0, 4 * WIDTH, LINE):
+            _prefetch_line(address + 4 * offset + line, 0)
+
+
+@njit(**STRICT)
+def _prefetch_step(sequence, clip, t, c):
+    _prefetch(sequence.address, clip * sequence.clip + t * sequence.step + c)
+
+
+@njit(**STRICT)
+def _prefetch_store(address, offset):
+    """The same of one that will be written. A store to a line that is far away holds up all stores after it."""
+    if address != 0:
+        for line in range(0, 4 * WIDTH, LINE):
+            _prefetch_line(address + 4 * offset + line, 1)
 
 
 @njit(**STRICT)
@@ -135,20 +172,27 @@ def _share(work, task):
 
 @njit(**STRICT)
 def forward_task(work, task):
-    """y and the last state of a task's clips and channels; the states that backward needs where there is `kept`."""
+    """y and the last state of a task's clips and channels; the states that backward needs where there is `kept`.
+
+    Clips come before blocks: a clip's rows are still in the cache when its next block of channels is read."""
     length, channels, state, softplus = work.length, work.channels, work.state, work.softplus != 0
     first_clip, end_clip, first_block, end_block = _share(work, task)
-    mine = work.scratch + 4 * WIDTH * task * work.rows
-    rows, h, decay = _scratch(mine, 0, 8), _scratch(mine, 8, state), _scratch(mine, 8 + state, state)
-    x, raw, dt, du = rows[0], rows[1], rows[2], rows[3]
-    out, gate, skip, shift = rows[4], rows[5], rows[6], rows[7]
-    for block in range(first_block, end_block):
-        c = block * WIDTH
+    mine, blocks = work.scratch + 4 * WIDTH * task * work.rows, end_block - first_block
+    rows, h = _scratch(mine, 0, 6), _scratch(mine, 6, state)
+    x, raw, dt, du, out, gate = rows[0], rows[1], rows[2], rows[3], rows[4], rows[5]
+    fixed = _scratch(mine, 6 + state, 2 * blocks)  # by block: D, the bias of delta
+    decays = _scratch(mine, 6 + state + 2 * blocks, blocks * state)
+    for i in range(blocks):
+        c = (first_block + i) * WIDTH
         width = min(WIDTH, channels - c)
-        _load_states(decay, work.A, c * state, width, state, LOG2E)
-        _load(skip, work.D, c, width)
-        _load(shift, work.bias, c, width)
-        for clip in range(first_clip, end_clip):
+        _load_states(decays[i * state : (i + 1) * state], work.A, c * state, width, state, LOG2E)
+        _load(fixed[2 * i], work.D, c, width)
+        _load(fixed[2 * i + 1], work.bias, c, width)
+    for clip in range(first_clip, end_clip):
+        for i in range(blocks):
+            c = (first_block + i) * WIDTH
+            width = min(WIDTH, channels - c)
+            skip, shift, decay = fixed[2 * i], fixed[2 * i + 1], decays[i * state : (i + 1) * state]
             _load_states(h, work.initial, (clip * channels + c) * state, width, state, ONE)
             for t in range(length):
                 if work.kept != 0 and t > 0 and t % CHUNK == 0:
@@ -157,10 +201,12 @@ def forward_task(work, task):
                         _store(h[n], work.kept, (row * state + n) * channels + c, width)
                 _load_step(x, work.u, clip, t, c, width)
                 _load_step(raw, work.delta, clip, t, c, width)
+                _prefetch_step(work.u, clip, t + 1, c)
+                _prefetch_step(work.delta, clip, t + 1, c)
+                _prefetch_step(work.z, clip, t, c)
+                _prefetch_store(work.y, (clip * length + t) * channels + c)
                 prepare(x, raw, dt, du, out, skip, shift, softplus)
-                Bt, Ct = _state_row(work.B, clip, t, state), _state_row(work.C, clip, t, state)
-                for n in range(state):
-                    step(h[n], decay[n], dt, du, Bt[n], Ct[n], out)
+                step(h, decay, dt, du, _state_row(work.B, clip, t, state), _state_row(work.C, clip, t, state), out)
                 if work.z.address != 0:
                     _load_step(gate, work.z, clip, t, c, width)
                     for j in range(WIDTH):
@@ -169,10 +215,10 @@ def forward_task(work, task):
             _store_states(h, work.last, (clip * channels + c) * state, width, state)
 
 
-def scratch_rows(state, length):
+def scratch_rows(state, length, channels):
     """Rows of scratch memory for each task: forward, backward."""
-    steps = min(length, CHUNK)
-    return 8 + 2 * state, 9 + 3 * state + 4 * steps + (2 * steps + 1) * state
+    steps, blocks = min(length, CHUNK), (channels + WIDTH - 1) // WIDTH
+    return 6 + state + blocks * (2 + state), 5 + state + blocks * (4 + 2 * state) + 4 * steps + (2 * steps + 1) * state
 
 
 @njit(**STRICT)
@@ -180,23 +226,32 @@ def backward_task(work, task):
     """The same share of the gradients: the adjoint state dh runs from the last step to the first."""
     length, channels, state, softplus = work.length, work.channels, work.state, work.softplus != 0
     first_clip, end_clip, first_block, end_block = _share(work, task)
-    steps = min(length, CHUNK)
+    steps, blocks = min(length, CHUNK), end_block - first_block
     mine = work.scratch + 4 * WIDTH * task * work.rows
-    rows, states = _scratch(mine, 0, 9), _scratch(mine, 9, 3 * state)
-    skip, shift, sum_skip, sum_shift, du = rows[0], rows[1], rows[2], rows[3], rows[4]
-    out, gate, ddu, ddelta = rows[5], rows[6], rows[7], rows[8]
-    decay, dh, slope = states[:state], states[state : 2 * state], states[2 * state :]
-    inputs = _scratch(mine, 9 + 3 * state, 4 * steps)  # by step: u, delta + bias, Δ, dL/dy before the gate
-    past = _scratch(mine, 9 + 3 * state + 4 * steps, (2 * steps + 1) * state)
+    rows, dh = _scratch(mine, 0, 5), _scratch(mine, 5, state)
+    du, out, gate, ddu, ddelta = rows[0], rows[1], rows[2], rows[3], rows[4]
+    mine += 4 * WIDTH * (5 + state)
+    fixed = _scratch(mine, 0, 4 * blocks)  # by block: D, the bias of delta; the sums of their gradients
+    decays = _scratch(mine, 4 * blocks, blocks * state)
+    slopes = _scratch(mine, (4 + state) * blocks, blocks * state)
+    mine += 4 * WIDTH * blocks * (4 + 2 * state)
+    inputs = _scratch(mine, 0, 4 * steps)  # by step: u, delta + bias, Δ, dL/dy before the gate
+    past = _scratch(mine, 4 * steps, (2 * steps + 1) * state)
     a, h = past[: steps * state], past[steps * state :]  # exp(ΔA); h before each step and after the last
-    for block in range(first_block, end_block):
-        c = block * WIDTH
+    slopes[:, :] = 0
+    for i in range(blocks):
+        c = (first_block + i) * WIDTH
         width = min(WIDTH, channels - c)
-        _load_states(decay, work.A, c * state, width, state, LOG2E)
-        _load(skip, work.D, c, width)
-        _load(shift, work.bias, c, width)
-        sum_skip[:], sum_shift[:], slope[:, :] = 0, 0, 0
-        for clip in range(first_clip, end_clip):
+        _load_states(decays[i * state : (i + 1) * state], work.A, c * state, width, state, LOG2E)
+        _load(fixed[4 * i], work.D, c, width)
+        _load(fixed[4 * i + 1], work.bias, c, width)
+        fixed[4 * i + 2 : 4 * i + 4] = 0
+    for clip in range(first_clip, end_clip):
+        for i in range(blocks):
+            c = (first_block + i) * WIDTH
+            width = min(WIDTH, channels - c)
+            skip, shift, sum_skip, sum_shift = fixed[4 * i], fixed[4 * i + 1], fixed[4 * i + 2], fixed[4 * i + 3]
+            decay, slope = decays[i * state : (i + 1) * state], slopes[i * state : (i + 1) * state]
             _load_states(dh, work.grad_last, (clip * channels + c) * state, width, state, ONE)
             chunks = (length - 1) // CHUNK
             for chunk in range(chunks, -1, -1):
@@ -214,11 +269,15 @@ def backward_task(work, task):
                     _load_step(x, work.u, clip, t, c, width)
                     _load_step(raw, work.delta, clip, t, c, width)
                     _load(g, work.grad_y, here, width)
+                    _prefetch_step(work.u, clip, t + 1, c)
+                    _prefetch_step(work.delta, clip, t + 1, c)
+                    _prefetch(work.grad_y, here + channels)
+                    _prefetch_step(work.z, clip, t, c)
+                    _prefetch_store(work.dz, here)
                     prepare(x, raw, dt, du, out, skip, shift, softplus)
                     Bt, Ct = _state_row(work.B, clip, t, state), _state_row(work.C, clip, t, state)
-                    for n in range(state):
-                        i = k * state + n
-                        step_kept(h[i], h[i + state], a[i], decay[n], dt, du, Bt[n], Ct[n], out)
+                    now, after = k * state, (k + 1) * state
+                    step_kept(h[now:after], h[after : after + state], a[now:after], decay, dt, du, Bt, Ct, out)
                     if work.z.address != 0:
                         _load_step(gate, work.z, clip, t, c, width)
                         for j in range(WIDTH):
@@ -230,27 +289,27 @@ def backward_task(work, task):
                     t = start + k
                     here = (clip * length + t) * channels + c
                     x, raw, dt, g = inputs[4 * k], inputs[4 * k + 1], inputs[4 * k + 2], inputs[4 * k + 3]
+                    _prefetch_store(work.du, here)
+                    _prefetch_store(work.ddelta, here)
                     for j in range(WIDTH):
                         du[j] = dt[j] * x[j]
                     ddu[:], ddelta[:] = 0, 0
                     Bt, Ct = _state_row(work.B, clip, t, state), _state_row(work.C, clip, t, state)
                     row = (((task % work.block_parts) * work.batch + clip) * length + t) * state
                     dBt, dCt = _row(work.dB, row, state), _row(work.dC, row, state)
-                    for n in range(state):
-                        i = k * state + n
-                        db, dc = step_back(
-                            h[i], h[i + state], a[i], decay[n], dt, du, Bt[n], Ct[n], g, dh[n], ddu, ddelta, slope[n]
-                        )
-                        dBt[n] = db if block == first_block else dBt[n] + db
-                        dCt[n] = dc if block == first_block else dCt[n] + dc
+                    now, after = k * state, (k + 1) * state
+                    step_back(h[now:after], h[after : after + state], a[now:after], decay, dt, du, Bt, Ct, g, dh, ddu,
+                              ddelta, slope, dBt, dCt, i > 0)  # fmt: skip
                     finish_back(x, raw, dt, g, skip, ddu, ddelta, sum_skip, sum_shift, softplus)
                     _store(ddu, work.du, here, width)
                     _store(ddelta, work.ddelta, here, width)
             _store_states(dh, work.dinitial, (clip * channels + c) * state, width, state)
-        row = (task // work.block_parts) * channels + c
-        _store_states(slope, work.dA, row * state, width, state)
-        _store(sum_skip, work.dD, row, width)
-        _store(sum_shift, work.dbias, row, width)
+    for i in range(blocks):
+        c = (first_block + i) * WIDTH
+        width, row = min(WIDTH, channels - c), (task // work.block_parts) * channels + c
+        _store_states(slopes[i * state : (i + 1) * state], work.dA, row * state, width, state)
+        _store(fixed[4 * i + 2], work.dD, row, width)
+        _store(fixed[4 * i + 3], work.dbias, row, width)
 
 
 @intrinsic

@@ -95,36 +95,43 @@ def prepare(u, raw, dt, du, out, skip, shift, softplus):
 
 @njit(**SUMS)
 def step(h, decay, dt, du, b, c, out):
-    """One step of one state, read out into `out`. `decay` is A log2(e): exp(ΔA) = 2**(Δ decay)."""
-    for j in range(WIDTH):
-        h[j] = exp2(dt[j] * decay[j]) * h[j] + du[j] * b
-        out[j] += h[j] * c
+    """One step of all states h (state, WIDTH), read out into `out`. `decay` is A log2(e): exp(ΔA) = 2**(Δ decay)."""
+    for n in range(len(h)):
+        bn, cn = b[n], c[n]
+        for j in range(WIDTH):
+            h[n, j] = exp2(dt[j] * decay[n, j]) * h[n, j] + du[j] * bn
+            out[j] += h[n, j] * cn
 
 
 @njit(**SUMS)
 def step_kept(h, next_h, a, decay, dt, du, b, c, out):
     """The same, keeping exp(ΔA) in `a` and both states for `step_back`."""
-    for j in range(WIDTH):
-        a[j] = exp2(dt[j] * decay[j])
-        next_h[j] = a[j] * h[j] + du[j] * b
-        out[j] += next_h[j] * c
+    for n in range(len(h)):
+        bn, cn = b[n], c[n]
+        for j in range(WIDTH):
+            a[n, j] = exp2(dt[j] * decay[n, j])
+            next_h[n, j] = a[n, j] * h[n, j] + du[j] * bn
+            out[j] += next_h[n, j] * cn
 
 
 @njit(**SUMS)
-def step_back(h, next_h, a, decay, dt, du, b, c, g, dh, ddu, ddecay, slope):
-    """Gradients through one step from g = dL/dy and dh; returns those of b and c (sums over channels)."""
-    db, dc = ZERO, ZERO
-    for j in range(WIDTH):
-        d = dh[j] + g[j] * c
-        dc += g[j] * next_h[j]
-        db += d * du[j]
-        ddu[j] += d * b
-        d *= a[j]
-        dh[j] = d
-        d *= h[j]  # dL/d(ΔA)
-        ddecay[j] += d * decay[j]
-        slope[j] += d * dt[j]
-    return db, dc
+def step_back(h, next_h, a, decay, dt, du, b, c, g, dh, ddu, ddecay, slope, db, dc, add):
+    """Gradients through one step from g = dL/dy and dh. Those of b and c, sums over channels, are written to `db` and
+    `dc`, or added to what is there."""
+    for n in range(len(h)):
+        bn, cn, sum_b, sum_c = b[n], c[n], ZERO, ZERO
+        for j in range(WIDTH):
+            d = dh[n, j] + g[j] * cn
+            sum_c += g[j] * next_h[n, j]
+            sum_b += d * du[j]
+            ddu[j] += d * bn
+            d *= a[n, j]
+            dh[n, j] = d
+            d *= h[n, j]  # dL/d(ΔA)
+            ddecay[j] += d * decay[n, j]
+            slope[n, j] += d * dt[j]
+        db[n] = db[n] + sum_b if add else sum_b
+        dc[n] = dc[n] + sum_c if add else sum_c
 
 
 @njit(**SUMS)
