@@ -70,7 +70,7 @@ def first_epoch(tree, recipe, corpus, threads):
 
 def python(tree, module, *arguments):
     """The command that runs a module of `tree` (where an older layout has it elsewhere, there)."""
-    package, name = module.split(".")
+    package, _, name = module.partition(".")
     if package == "paper" and not (Path(tree) / "paper").is_dir():
         module = f"kwslib.{name}"
     return [sys.executable, "-m", module, *map(str, arguments)]
@@ -139,6 +139,12 @@ def prove_reading(profile, kind, name, trees, root):
     return found
 
 
+def reader(kind, tree):
+    """The module of `tree` that does what a stage `kind` does: some have lain elsewhere."""
+    room = "spotting." if (Path(tree) / "paper/spotting" / f"{kind}.py").is_file() else ""
+    return f"paper.{room}{kind}"
+
+
 WITNESS_LOCKS = defaultdict(Lock)  # of each kind: two threads would both compute it
 
 
@@ -154,7 +160,9 @@ def witness(kind, tree, root):
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json" if kind == "streaming" else Path(folder)
         more = ("--hours", 0.5) if kind == "streaming" else ()
-        command = python(tree, f"paper.{kind}", root / WITNESS, "--corpus", root / "data/subset", "--out", out, *more)
+        command = python(
+            tree, reader(kind, tree), root / WITNESS, "--corpus", root / "data/subset", "--out", out, *more
+        )
         subprocess.run(command, cwd=tree, env=only(tree), check=True, capture_output=True)
         result = read_json(next(Path(folder).rglob("*.json")), "result")
     result = {key: value for key, value in result.items() if key not in PER_MACHINE}
@@ -203,7 +211,7 @@ print(json.dumps({"bits": digest.hexdigest(), "ms": ms}))
 """
 
 PROOFS = {"train": prove_training, "again": prove_training, "trial": prove_training, "taught": prove_training,
-          "robustness": prove_reading, "streaming": prove_reading, "scan": prove_scan}  # fmt: skip
+          "robustness": prove_reading, "streaming": prove_reading, "measure": prove_scan}  # fmt: skip
 
 
 def stale(repo):

@@ -233,6 +233,13 @@ def test_the_hash_of_weights_sees_one_bit(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+@pytest.mark.parametrize("kind", [kind for kind, proof in prove.PROOFS.items() if proof is prove.prove_reading])
+def test_what_a_proof_runs_is_there(root, tmp_path, kind):
+    """In this layout, and in the one in which all modules lay side by side."""
+    assert root.joinpath(*prove.reader(kind, root).split(".")).with_suffix(".py").is_file()
+    assert prove.reader(kind, tmp_path) == f"paper.{kind}"
+
+
 def test_committed_results_are_json(root):
     for path in root.glob("results/*/proofs/*.json"):
         proof = json.loads(path.read_text())

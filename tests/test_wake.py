@@ -64,6 +64,16 @@ def test_a_batch_is_loud_enough_and_has_its_targets(windows):
     assert set(targets.unique().tolist()) == {0.0, 1.0} and torch.isfinite(waves).all() and waves.abs().max() <= 1
 
 
+def test_listed_variants_speak_and_others_do_not():
+    """Those of training, as many as asked for; the held-out ones stay out of every list."""
+    few = voices.variants()[:2]
+    made = voices.jobs(["hello", "world"], 5, {"espeak-ng": few, "flite": ["slt"]}, 0)
+    assert {job.voice for job in made if job.engine == "espeak-ng"} == set(few)
+    assert {job.engine for job in made} == {"espeak-ng", "flite"}
+    assert {job.voice for job in voices.jobs(["hello"], 5, {"espeak-ng": few}, 0, held=True)} == {None}
+    assert not set(voices.variants()) & set(voices.variants(held=True))
+
+
 def test_the_word_is_cut_from_a_take():
     rng = np.random.default_rng(0)
     take = rng.normal(0, 30, 3 * RATE)

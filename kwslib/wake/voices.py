@@ -49,10 +49,12 @@ class Job(NamedTuple):
 
 
 def engines():
-    """{engine: its voices}: what this machine can speak with. Raises KwsError where there is nothing."""
+    """{engine: its voices}: what this machine can speak with. Raises KwsError where there is nothing.
+
+    espeak-ng's list is empty: a variant is drawn anew for every clip. A list of some (see `variants`) keeps to them."""
     found = {}
     if importlib.util.find_spec("espeakng_loader"):
-        found["espeak-ng"] = []  # drawn anew for every clip
+        found["espeak-ng"] = []
     if shutil.which("flite"):
         listed = subprocess.run(["flite", "-lv"], capture_output=True, text=True).stdout.split(":")[-1].split()
         found["flite"] = sorted(set(listed) - {"kal", "awb_time"})  # at 8 kHz; says nothing but the time
@@ -72,10 +74,11 @@ def piper_files():
 
 
 def jobs(texts, count, found, seed, held=False):
-    """`count` jobs for each text. An engine has a share of them by its voices, espeak-ng that of three; held-out voices
-    are espeak-ng's alone."""
+    """`count` jobs for each text. An engine has a share of them by its voices, espeak-ng that of three, unless its
+    variants are listed; held-out voices are espeak-ng's alone."""
     rng, made = np.random.default_rng(seed), []
-    shares = [("espeak-ng", None)] * 3 + [(e, v) for e in found if not held for v in found[e]]
+    shares = [(e, v) for e in found if not held for v in found[e]]
+    shares = [("espeak-ng", None)] * 3 * (held or not found["espeak-ng"]) + shares
     for i, text in enumerate(texts):
         order = rng.permutation(len(shares)) if count < len(shares) else np.arange(len(shares))
         for j in range(count):
@@ -149,11 +152,16 @@ def _compressed(rng, wave):
     return decode(raw.getvalue())
 
 
-def _espeak(job, rng):
-    split = {False: ("training",), True: ("validation", "testing")}.get(job.held, (job.held,))
+def variants(held=False):
+    """Names of espeak-ng's variants, in an order drawn once: those of training, the held-out ones, or a split's."""
+    split = {False: ("training",), True: ("validation", "testing")}.get(held, (held,))
     names = np.random.default_rng(0).permutation(sorted(p.name for p in Path(_synthetic().data, "voices/!v").iterdir()))
-    names = [n for n in names if not ODD.search(n)]
-    pool = [n for i, n in enumerate(names) if SPLIT_OF_VARIANT[i % len(SPLIT_OF_VARIANT)] in split]
+    names = [str(n) for n in names if not ODD.search(n)]
+    return [n for i, n in enumerate(names) if SPLIT_OF_VARIANT[i % len(SPLIT_OF_VARIANT)] in split]
+
+
+def _espeak(job, rng):
+    pool = [job.voice] if job.voice else variants(job.held)
     voice = f"{ACCENTS[rng.integers(len(ACCENTS))]}+{pool[rng.integers(len(pool))]}"
     return to_16k(_synthetic().speak(job.text, voice, *rng.uniform((20, 20, 110), (85, 80, 230))))
 

@@ -17,7 +17,7 @@ from kwslib.checkpoint import save_checkpoint
 from kwslib.data.audio import decode, mix_at_snr, to_int16
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import noise_of
-from kwslib.io import SAMPLE_RATE, read_json, write_json
+from kwslib.io import SAMPLE_RATE, KwsError, cli, write_json
 from kwslib.spotter import load
 from kwslib.wake import negatives, report, voices
 from kwslib.wake.loop import fit, speak
@@ -64,21 +64,13 @@ def noisy(waves, noise, snr=10.0, seed=0):
     return out
 
 
-def table(folder="results/wake"):
-    """One row a run, of all JSON files in the folder: its options, misses in % at 0 and 1 false alarms: text."""
-    import pandas as pd
-
-    rows = []
-    for run in (read_json(p) for p in sorted(Path(folder).glob("*.json"))):
-        options, row = run["options"], {"run": run["run"], "voices": ", ".join(run["engines"])}
-        row |= {"recordings": options["takes"], "steps": options["steps"], "seed": options["seed"]}
-        for kind in ("clean", "kitchen_10db"):
-            for word, points in run.get(kind, {"words": {}})["words"].items():
-                row[f"{kind} {word}"] = " / ".join(f"{100 * p['misses']:.1f}" for p in points[:2])
-            if kind in run:
-                row[f"{kind} mean"] = " / ".join(f"{100 * run[kind]['mean_misses'][k]:.1f}" for k in "01")
-        rows.append(row | {"trained (min)": round(run["training_s"] / 60)})
-    return pd.DataFrame(rows).fillna("").astype(str)
+def speakers(engines, variants):
+    """{engine: voices} of those asked for, all where none are; of espeak-ng so many variants, all where 0."""
+    found = voices.engines()
+    if absent := set(engines or ()) - found.keys():
+        raise KwsError(f"engine {min(absent)} is not installed here; docs/wake_words.md says how to get it")
+    found = {e: v for e, v in found.items() if not engines or e in engines}
+    return found | ({"espeak-ng": voices.variants()[:variants]} if variants else {})
 
 
 def main():
@@ -88,6 +80,7 @@ def main():
     parser.add_argument("--corpus", required=True, help="packed corpus: its training clips are negatives")
     parser.add_argument("--cache", default="data/wake", help="folder for what was spoken and trained")
     parser.add_argument("--engines", nargs="+", help="default: all at hand")
+    parser.add_argument("--variants", type=int, default=0, help="so many voices of espeak-ng, each clip in one of them")
     parser.add_argument("--start", help="a run whose detector goes on, with recordings")
     parser.add_argument("--takes", type=int, default=0, help="real recordings of each word that train")
     parser.add_argument("--noise", action="store_true", help="judge in kitchen noise at 10 dB, too")
@@ -98,8 +91,8 @@ def main():
     a, started = parser.parse_args(), time.time()
     cache = Path(a.cache)
     cache.mkdir(parents=True, exist_ok=True)
-    found = {e: v for e, v in voices.engines().items() if not a.engines or e in a.engines}
-    bank = cache / f"{'-'.join(found)}-{a.clips}-{a.seed}.pickle"  # this program's own file
+    found = speakers(a.engines, a.variants)
+    bank = cache / f"{'-'.join(found)}-{a.variants}-{a.clips}-{a.seed}.pickle"  # this program's own file
     if not bank.exists():
         empty = {"train": [], "held": [], "noise": [], "sources": []}
         bank.write_bytes(pickle.dumps(speak(WORDS, found, empty, a.clips, a.seed, 1)))
@@ -135,4 +128,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    cli(main)

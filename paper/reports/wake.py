@@ -1,0 +1,123 @@
+"""The chapter of wake words, from results/wake alone: a table of the runs, what misses depend on, and findings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pandas import DataFrame
+
+from kwslib.io import KwsError, read_json
+from paper.writing import significant
+
+KINDS = {"clean": "clean", "kitchen_10db": "kitchen noise, 10 dB"}
+TARGETS = {"text": (4.0, 10.0), "espeak-ng": (10.0, None), "ten": (1.5, 4.0)}  # misses in %: the mean, the worst word
+TEN = 10
+
+
+def load_wake(results):
+    """The runs of a results folder, by name. Raises KwsError where there are none."""
+    runs = [read_json(path) for path in sorted(Path(results).glob("*.json"))]
+    if not runs:
+        raise KwsError(f"{results} holds no run of wake words; make repro PROFILE=spot writes them")
+    return {run["run"]: run for run in runs}
+
+
+def misses(run, kind="clean", alarms=1):
+    """{word: misses in %} at so many false alarms, and their mean under "mean"; {} where the run was not judged so."""
+    if kind not in run:
+        return {}
+    words = {w: next(p["misses"] for p in points if p["alarms"] == alarms) for w, points in run[kind]["words"].items()}
+    return {w: 100 * v for w, v in {**words, "mean": run[kind]["mean_misses"][str(alarms)]}.items()}
+
+
+def learned_from(run):
+    """What a run learned from, in words."""
+    variants, takes = run["options"].get("variants"), run["options"]["takes"]
+    voices = " and ".join(run["engines"])
+    voices += f", {variants} variant{'s' * (variants > 1)}" if variants else ""
+    return f"{voices}; then {takes} recording{'s' * (takes > 1)} of each" if takes else voices
+
+
+def family(runs, key):
+    """The runs with seed 0 that differ in the option `key` alone from `text`, or start from it; and their values."""
+    start = runs.get("text")
+    if key == "takes":
+        chosen = [r for r in runs.values() if r["options"]["start"] == "text"] + [start]
+    else:
+        chosen = [r for r in runs.values() if r["options"].get(key)] + [runs.get("espeak")]
+    return sorted((r for r in chosen if r), key=lambda r: r["options"].get(key) or (0 if key == "takes" else 1e9))
+
+
+def wake_tables(runs):
+    """name -> (DataFrame, caption)."""
+    rows = []
+    for run in sorted(runs.values(), key=lambda r: (r["options"]["takes"], r["run"])):
+        row = {"run": run["run"], "learned from": learned_from(run), "seed": str(run["options"]["seed"])}
+        for kind, name in KINDS.items():
+            at = {n: misses(run, kind, n) for n in (0, 1)}
+            for word in at[1]:
+                row[f"{name}: {word}"] = " / ".join(f"{at[n][word]:.1f}" for n in (0, 1))
+        rows.append(row | {"training (min)": f"{run['training_s'] / 60:.0f}"})
+    n = ", ".join(f"{w} {k}" for w, k in runs.get("text", next(iter(runs.values())))["n"].items())
+    hours = next(iter(runs.values()))["clean"]["hours"]
+    caption = (
+        f"Misses in % at 0 / 1 false alarms in {60 * hours:.0f} minutes of running speech, threshold swept on it. "
+        f"Recordings judged: {n}, less those that trained. In noise, the running speech is in noise, too."
+    )
+    return {"runs": (DataFrame(rows).fillna("–").astype(str), caption)}
+
+
+def wake_figures(runs):
+    """name -> (Figure, caption)."""
+    from paper.figure_style import COLOURS, LINES, MARKERS, PAGE, new_figure
+
+    figure, (left, right) = new_figure(PAGE, 2.6, 1, 2, sharey=True)
+    axes = {"takes": (left, "recordings of each word"), "variants": (right, "variants of espeak-ng, no other voice")}
+    for key, (ax, label) in axes.items():
+        chosen = family(runs, key)
+        names = [str(r["options"].get(key) or (0 if key == "takes" else "all")) for r in chosen]
+        for i, word in enumerate(misses(chosen[0]) if chosen else ()):
+            for kind, line in zip(KINDS, LINES):
+                points = [(x, misses(r, kind)[word]) for x, r in enumerate(chosen) if kind in r]
+                style = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": line, "ms": 3}
+                title = f"{word}, {KINDS[kind]}" if word == "mean" else word if kind == "clean" else None
+                if word == "mean" or kind == "clean":  # a word's own line in noise would hide the others
+                    ax.plot(*zip(*points), label=title, **style, lw=2 if word == "mean" else 1)
+        ax.set(xticks=range(len(names)), xticklabels=names, xlabel=label, ylim=(0, None))
+    left.set_ylabel("missed at one false alarm (%)")
+    left.legend(loc="upper right")
+    caption = (
+        "Misses at one false alarm in 23 minutes of running speech: against the number of real recordings that train, "
+        "after the text alone (0), and against the number of synthetic voices. One seed for each point."
+    )
+    return {"wake_words": (figure, caption)}
+
+
+def findings(runs):
+    """Each target, and whether it is reached, in Markdown sentences; then what the seeds' spread is."""
+    texts = [r for name, r in runs.items() if name.startswith("text")]
+    lines = []
+    for name, what, run in (
+        ("text", "From the text alone, by espeak-ng and flite", runs.get("text")),
+        ("espeak-ng", "By espeak-ng alone", runs.get("espeak")),
+        ("ten", "With ten recordings of each word", runs.get(f"takes{TEN}")),
+    ):
+        if run is None:
+            continue
+        found, (most, worst) = misses(run), TARGETS[name]
+        mean, least = found.pop("mean"), max(found, key=found.get)
+        said = f"{what}, {mean:.1f} % are missed at one false alarm (target: {most:g} %, {reached(mean, most)})"
+        if worst:
+            said += f"; {found[least]:.1f} % of “{least}” ({worst:g} %, {reached(found[least], worst)})"
+        lines.append(f"- {said}.")
+    if len(texts) > 1:
+        means = [misses(r)["mean"] for r in texts]
+        lines.append(
+            f"- {len(means)} seeds of the text alone miss {min(means):.1f} to {max(means):.1f} %: differences of "
+            f"{significant(max(means) - min(means), 2)} points between single runs say nothing."
+        )
+    return "\n".join(lines)
+
+
+def reached(value, target):
+    return "reached" if value <= target else "not reached"
