@@ -40,7 +40,7 @@ RC = {
 }
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25), "handlelength": 3}  # a legend below the axes
 
-# Eleven and thirteen have no common divisor: 143 families come before a colour and a marker are together again.
+# Twelve and thirteen have no common divisor: 156 families come before a colour and a marker are together again.
 COLOURS = (
     "#0072B2",
     "#E69F00",
@@ -53,6 +53,7 @@ COLOURS = (
     "#999933",
     "#000000",
     "#CC79A7",
+    "#6A3D9A",
 )
 MARKERS = ("o", "s", "^", "D", "P", "v", "X", "h", "p", "*", "<", ">", "d")
 LINES = ("-", "--", ":", "-.")
