@@ -1,7 +1,7 @@
 """The common style of the figures: sizes, fonts, and how each model looks. A new model gets a look by being registered.
 
-A family of models (those whose names differ in the size alone) keeps its hue; a size within it has its own marker, line
-style and shade. So models differ in grey, too, and no two have the same colour and marker.
+A family of models (those whose names differ in the size alone, or in "as run") keeps its hue; a size within it has its
+own marker, line style and shade. So models differ in grey, too, and no two have the same colour and marker.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RC = {
 }
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25), "handlelength": 3}  # a legend below the axes
 
-# Twelve and thirteen have no common divisor: 156 families come before a colour and a marker are together again.
+# Eleven and thirteen have no common divisor: 143 families come before a colour and a marker are together again.
 COLOURS = (
     "#0072B2",
     "#E69F00",
@@ -53,7 +53,6 @@ COLOURS = (
     "#999933",
     "#000000",
     "#CC79A7",
-    "#6A3D9A",
 )
 MARKERS = ("o", "s", "^", "D", "P", "v", "X", "h", "p", "*", "<", ">", "d")
 LINES = ("-", "--", ":", "-.")
@@ -65,15 +64,15 @@ UNKNOWN_COLOURS, UNKNOWN_LINE = (
 
 
 def family_of(model):
-    """A model's name without its size: "mamba_mel" of "mamba_mel_small", "bc_resnet" of "bc_resnet_1"."""
-    return re.sub(r"_(small|medium|large|\d+)$", "", model)
+    """A model's name without its size: "mamba_mel" of "mamba_mel_small_as_run", "bc_resnet" of "bc_resnet_1"."""
+    return re.sub(r"(_(small|medium|large|\d+))?(_as_run)?$", "", model)
 
 
 @functools.cache
 def families():
-    """family -> its registered models, in the order of the registry."""
+    """family -> its registered models, in the order of the registry, those "as run" last."""
     found = {}
-    for model in MODELS:
+    for model in sorted(MODELS, key=lambda name: name.endswith("_as_run")):
         found.setdefault(family_of(model), []).append(model)
     return found
 
