@@ -76,6 +76,17 @@ def test_what_is_too_large_is_not_run_and_says_so(monkeypatch):
         assert "three shapes" in row["missing"]["compiled_loop"]
 
 
+def test_a_shape_at_which_nothing_runs_takes_no_memory(monkeypatch):
+    def refused(*shape, **options):
+        raise AssertionError("inputs were made")
+
+    monkeypatch.setattr(benchmark_scan, "MOST_LEAN", 1)
+    monkeypatch.setattr(benchmark_scan, "inputs", refused)
+    shapes = [{"batch": 2, "length": 5, "channels": 4}]
+    for row in benchmark_scan.benchmark_shapes({"kwslib": scan_peers.kwslib_scan}, shapes, 0.001):
+        assert row["ms"]["1"] == {} and "not run" in row["missing"]["kwslib"]
+
+
 def test_a_side_with_other_results_is_not_timed():
     """Other outputs, and other gradients of the same outputs."""
 

@@ -75,9 +75,6 @@ def headline_numbers(result):
             if shares := [row["share"][n][unit] for row in rows if n in row.get("share", {})]:
                 numbers[f"share.{mode}.{unit}"] = 100 * float(np.median(shares))
     for name, m in result["models"].items():
-        if "clips_per_second" in m:  # a file from before the changes were timed one by one
-            numbers[f"{name}.training"] = m["clips_per_second"] / m["plain_clips_per_second"]
-            continue
         ways = list(m["training"].values())
         numbers[f"{name}.clips_per_second"] = 1000 * BATCH / ways[-1]["p50"]
         numbers[f"{name}.latency"] = m["latency"]["reference"]["p50"] / m["latency"]["kwslib"]["p50"]
