@@ -76,7 +76,7 @@ figures: profile $(READY)  ## draw the tables and figures again from the committ
 	@case '$(PROFILE)' in search|rates) echo "error: profile $(PROFILE) has no figures; its table is results/$(PROFILE)/trials.md" >&2; exit 2 ;; esac
 	$(RUN) paper.execute $(NOTEBOOK)
 
-pages: $(READY)  ## write README.md and docs/results.md again from their templates and the committed results
+pages: $(READY)  ## write README.md and the pages of docs with numbers again from their templates and the committed results
 	$(RUN) paper.pages
 
 page: $(READY)  ## fetch what web/ needs, export Mamba-Light for it, and serve it at http://localhost:8000

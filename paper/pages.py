@@ -1,4 +1,4 @@
-"""README.md, docs/results.md and docs/published.md, whole, from their templates and the committed result files.
+"""README.md and the pages of docs that hold numbers, whole, from their templates and the committed result files.
 
     python -m paper.pages            writes them
 
@@ -28,6 +28,7 @@ from paper.writing import markdown
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 PAGES = {"README.md": "README.md", "results.md": "docs/results.md", "published.md": "docs/published.md"}
+PAGES |= {"wake_words.md": "docs/wake_words.md"}
 
 
 def render(root=ROOT):
