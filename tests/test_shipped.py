@@ -29,7 +29,8 @@ def test_a_shipped_model_is_the_run_that_its_card_tells_of(shipped, root):
         assert same_run(card, {"recipe": run["config"], "corpus": run["corpus"]})
         assert card["labels"] == run["labels"] and card["validation"] == run["validation"]
         assert f"{100 * run['test']['accuracy']:.2f} %" in text
-        assert path.stat().st_size < 2_000_000
+        assert path.stat().st_size < 2 * 1.1 * run["parameters"] + 50_000  # half precision
+    assert sum(path.stat().st_size for path in shipped) < 32_000_000
 
 
 def test_shipped_models_are_listed(shipped, root):

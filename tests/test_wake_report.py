@@ -69,6 +69,9 @@ def test_the_figure_orders_runs_by_what_is_varied(runs):
     left, right = figure.axes
     assert [t.get_text() for t in left.get_xticklabels()] == ["0", "1", "10"]
     assert [t.get_text() for t in right.get_xticklabels()] == ["4", "16", "all"]
+    for ax in figure.axes:  # no point lies outside
+        low, high = ax.get_ylim()
+        assert low == 0 and all(low <= y <= high for line in ax.lines for y in line.get_ydata())
     lines = {line.get_label(): list(line.get_ydata()) for line in left.lines}
     assert lines["computer"] == pytest.approx([3, 6, 5])
     assert lines["mean, kitchen noise, 10 dB"] == pytest.approx([12, 13.5, 13])
@@ -77,9 +80,11 @@ def test_the_figure_orders_runs_by_what_is_varied(runs):
 def test_findings_say_what_is_reached(runs):
     text, espeak, ten, spread = wake.findings(runs).splitlines()
     assert "2.0 % are missed at one false alarm (target: 4 %, reached); 3.0 % of “computer” (10 %, reached)" in text
+    assert text.endswith("in kitchen noise at 10 dB 12.0 % on average (20 %, reached).")
     assert "15.0 % are missed at one false alarm (target: 10 %, not reached)" in espeak
     assert (
         "3.0 % are missed at one false alarm (target: 1.5 %, not reached); 5.0 % of “computer” (4 %, not reached)"
         in ten
     )
+    assert "in kitchen noise at 10 dB 13.0 % on average (8 %, not reached)" in ten
     assert "2 seeds of the text alone miss 2.0 to 5.0 %" in spread and "3.0 points" in spread

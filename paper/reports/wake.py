@@ -10,7 +10,8 @@ from kwslib.io import KwsError, read_json
 from paper.writing import significant
 
 KINDS = {"clean": "clean", "kitchen_10db": "kitchen noise, 10 dB"}
-TARGETS = {"text": (4.0, 10.0), "espeak-ng": (10.0, None), "ten": (1.5, 4.0)}  # misses in %: the mean, the worst word
+# Misses in %: the mean, the worst word, the mean in noise.
+TARGETS = {"text": (4.0, 10.0, 20.0), "espeak-ng": (10.0, None, None), "ten": (1.5, 4.0, 8.0)}
 TEN = 10
 
 
@@ -75,7 +76,9 @@ def wake_figures(runs):
     axes = {"takes": (left, "recordings of each word"), "variants": (right, "variants of espeak-ng, no other voice")}
     for key, (ax, label) in axes.items():
         chosen = family(runs, key)
-        names = [str(r["options"].get(key) or (0 if key == "takes" else "all")) for r in chosen]
+        if len(chosen) < 2:
+            ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center")
+            chosen = []
         for i, word in enumerate(misses(chosen[0]) if chosen else ()):
             for kind, line in zip(KINDS, LINES):
                 points = [(x, misses(r, kind)[word]) for x, r in enumerate(chosen) if kind in r]
@@ -83,7 +86,9 @@ def wake_figures(runs):
                 title = f"{word}, {KINDS[kind]}" if word == "mean" else word if kind == "clean" else None
                 if word == "mean" or kind == "clean":  # a word's own line in noise would hide the others
                     ax.plot(*zip(*points), label=title, **style, lw=2 if word == "mean" else 1)
-        ax.set(xticks=range(len(names)), xticklabels=names, xlabel=label, ylim=(0, None))
+        names = [str(r["options"].get(key) or (0 if key == "takes" else "all")) for r in chosen]
+        ax.set(xticks=range(len(names)), xticklabels=names, xlabel=label)
+    left.set_ylim(0)  # once: it ends the search for limits that hold both sides
     left.set_ylabel("missed at one false alarm (%)")
     left.legend(loc="upper right")
     caption = (
@@ -104,11 +109,13 @@ def findings(runs):
     ):
         if run is None:
             continue
-        found, (most, worst) = misses(run), TARGETS[name]
+        found, (most, worst, noisy) = misses(run), TARGETS[name]
         mean, least = found.pop("mean"), max(found, key=found.get)
         said = f"{what}, {mean:.1f} % are missed at one false alarm (target: {most:g} %, {reached(mean, most)})"
         if worst:
             said += f"; {found[least]:.1f} % of “{least}” ({worst:g} %, {reached(found[least], worst)})"
+        if noisy and (loud := misses(run, "kitchen_10db").get("mean")):
+            said += f"; in kitchen noise at 10 dB {loud:.1f} % on average ({noisy:g} %, {reached(loud, noisy)})"
         lines.append(f"- {said}.")
     if len(texts) > 1:
         means = [misses(r)["mean"] for r in texts]
