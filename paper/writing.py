@@ -33,6 +33,11 @@ def significant(value, digits=3):
     return f"{value:,.{max(0, places)}f}"
 
 
+def reached(value, most):
+    """Whether a measured value keeps to an aim, in words."""
+    return "reached" if value <= most else "not reached"
+
+
 def captioned(df, caption):
     """A Markdown file's text: the caption, then the table."""
     return f"{caption}\n\n{markdown(df)}\n"

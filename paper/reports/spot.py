@@ -10,6 +10,7 @@ from pandas import DataFrame
 from kwslib.io import read_json
 from paper.spotting.counts import confused
 from paper.spotting.rivals import GIVEN
+from paper.writing import reached
 
 RATES = ("0.5", "1.0", "2.0")
 TARGETS = {"misses": 5.0, "per_1000": 20.0, "carried": 1.0}  # in %, words, points
@@ -188,15 +189,12 @@ def findings(found):
     missed = 100 * point["misses"]
     return "\n".join([
         f"- At the threshold chosen for 0.5 false alarms an hour, {missed:.1f} % "
-        f"{between(point['interval'], 100)} of the clean keywords are missed (target: 5 %, {said(missed, 'misses')}); "
+        f"{between(point['interval'], 100)} of the clean keywords are missed "
+        f"(target: 5 %, {reached(missed, TARGETS['misses'])}); "
         f"the test had {alarms['per_hour']:.2f} {between(alarms['interval'])} false alarms an hour in "
         f"{alarms['hours']:.1f} h without commands.",
-        f"- {each:.0f} of 1,000 confusable words are taken for a command there (target: 20, {said(each, 'per_1000')}; "
-        f"n = {total:,}).",
+        f"- {each:.0f} of 1,000 confusable words are taken for a command there "
+        f"(target: 20, {reached(each, TARGETS['per_1000'])}; n = {total:,}).",
         f"- The misses with carried state differ from those of windows by at most {gap:.1f} points (target: 1, "
-        f"{said(gap, 'carried')}).",
+        f"{reached(gap, TARGETS['carried'])}).",
     ])  # fmt: skip
-
-
-def said(value, target):
-    return "reached" if value <= TARGETS[target] else "not reached"

@@ -7,7 +7,7 @@ from pathlib import Path
 from pandas import DataFrame
 
 from kwslib.io import KwsError, read_json
-from paper.writing import significant
+from paper.writing import reached, significant
 
 KINDS = {"clean": "clean", "kitchen_10db": "kitchen noise, 10 dB"}
 # Misses in %: the mean, the worst word, the mean in noise.
@@ -124,7 +124,3 @@ def findings(runs):
             f"{significant(max(means) - min(means), 2)} points between single runs say nothing."
         )
     return "\n".join(lines)
-
-
-def reached(value, target):
-    return "reached" if value <= target else "not reached"
