@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kwslib.data.augment import Augment, SpecMask, resample_each, tempo, white
+from kwslib.data.augment import Augment, SpecMask, TimeWarp, resample_each, tempo, white
 from kwslib.data.features import Normalise, WaveToSpec, to_float
 from kwslib.data.tasks import Split
 from kwslib.io import KwsError
@@ -280,6 +280,7 @@ def test_speed_is_drawn_for_each_clip_and_moves_its_end():
             "waves has 64000 samples, the background noise 48000",
         ),
         (lambda: SpecMask((1, 2))(torch.zeros(63, 40)), r"x has shape \(63, 40\)"),
+        (lambda: TimeWarp()(torch.zeros(63, 40)), r"x has shape \(63, 40\)"),
         (lambda: WaveToSpec()(torch.zeros(2, 1, RATE)), r"wave has shape \(2, 1, 16000\)"),
         (lambda: WaveToSpec()(torch.zeros(RATE, dtype=torch.int16)), "type torch.int16"),
         (lambda: WaveToSpec()(torch.zeros(2, 0)), r"shape \(2, 0\)"),
@@ -289,3 +290,15 @@ def test_wrong_shapes(call, match):
     with pytest.raises(ValueError, match=match) as e:
         call()
     assert "\n" not in str(e.value)
+
+
+def test_a_time_warp_moves_frames_in_order_and_keeps_the_ends():
+    """Features that are their own time stamps show where each frame was read."""
+    stamps = torch.arange(150.0)[None, :, None].expand(200, 150, 2)
+    out = TimeWarp(6, 0.25)(stamps, torch.Generator().manual_seed(0))
+    assert out.shape == stamps.shape and torch.equal(out[..., 0], out[..., 1])
+    assert torch.allclose(out[:, [0, -1], 0], torch.tensor([0.0, 149.0]), atol=1e-3)
+    tempo = out[:, :, 0].diff(dim=1)
+    assert (tempo > 0).all() and tempo.max() > 1.4 and tempo.min() < 0.7
+    assert 3 < (out - stamps).abs().amax((1, 2)).mean() < 20  # frames: enough to matter, and still the word
+    assert torch.allclose(TimeWarp(6, 0.0)(stamps), stamps, atol=1e-4)

@@ -1,8 +1,9 @@
-"""Augmentation of whole batches: time shift, noise, tempo and background on waveforms; masks on features.
+"""Augmentation of whole batches: time shift, noise, tempo and background on waveforms; masks and warps on features.
 
 Drawing and applying are separate, so that the same draw gives the same clip alone or in a batch: `draw(n, samples)`
 returns one row of numbers per clip, `apply(waves, draw)` uses them. Sources: the paper's recipes (shift, noise,
-stretch); Warden 2018, section 5.10 (shift and background noise); Park et al. 2019, SpecAugment (masks), section 2."""
+stretch); Warden 2018, section 5.10 (shift and background noise); Park et al. 2019, SpecAugment (masks and
+time warping), section 2."""
 
 import torch
 import torch.nn.functional as F
@@ -194,3 +195,25 @@ class SpecMask:
         starts = (torch.rand(len(x), count, 1, generator=generator) * (sizes - widths)).floor()
         at = torch.arange(x.shape[axis])
         return ((at < starts) | (at >= starts + widths.floor())).all(1).to(x.device, x.dtype)
+
+
+class TimeWarp:
+    """Time warping of features, as SpecAugment has it, at several places at once: parts of a clip become slower and
+    others faster, and the clip keeps its length.
+
+    parts: how many pieces of equal length; spread: the standard deviation of the logarithm of a piece's tempo."""
+
+    def __init__(self, parts=6, spread=0.25):
+        self.parts, self.spread = parts, spread
+
+    def __call__(self, x, generator=None):
+        """x (B, T, F) -> the same shape, warped by linear interpolation between frames."""
+        if x.dim() != 3:
+            raise KwsError(f"x has shape {tuple(x.shape)}; TimeWarp takes features (clips, frames, bands)")
+        frames = x.shape[1]
+        pieces = (self.spread * torch.randn(len(x), 1, self.parts, generator=generator)).exp()
+        steps = F.interpolate(pieces, frames - 1, mode="linear", align_corners=True)[:, 0].double().cumsum(1)
+        at = F.pad(steps / steps[:, -1:], (1, 0)).to(x.device, x.dtype) * (frames - 1)
+        left = at.long().clamp(max=max(0, frames - 2))
+        index = left[..., None].expand_as(x)
+        return torch.lerp(x.gather(1, index), x.gather(1, index + 1), (at - left)[..., None])

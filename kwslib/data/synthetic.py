@@ -91,7 +91,7 @@ class Synthetic:
             for parameter, value in ((RATE, rate), (PITCH, pitch), (RANGE, spread)):
                 library.espeak_SetParameter(parameter, round(value), 0)
             text = word.encode()
-            library.espeak_Synth(text, len(text) + 1, 0, 1, 0, 1, None, None)  # from character 0; UTF-8
+            library.espeak_Synth(text, len(text) + 1, 0, 1, 0, 0x101, None, None)  # UTF-8; [[phonemes]]
             library.espeak_Synchronize()
         finally:
             library.espeak_Terminate()
