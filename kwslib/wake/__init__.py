@@ -1,10 +1,11 @@
 """Wake words of one's own: a detector for any phrase, from its text alone or with a few recordings: `train`.
 
-voices.py     synthetic speakers, whatever text-to-speech is installed
-negatives.py  what is not the phrase: near words, common words, sentences, real speech
-windows.py    windows drawn from both, in rooms, with noise
-loop.py       the training
-report.py     misses against false alarms, thresholds"""
+voices.py         synthetic speakers, whatever text-to-speech is installed
+pronunciation.py  how a phrase is said alone: slower, and with unstressed vowels in full
+negatives.py      what is not the phrase: near words, common words, sentences, real speech
+windows.py        windows drawn from both, in rooms, with noise
+loop.py           the training
+report.py         misses against false alarms, thresholds"""
 
 import lazy_loader
 

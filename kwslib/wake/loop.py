@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from kwslib.checkpoint import read_checkpoint, save_checkpoint
 from kwslib.data.audio import loudest_window
-from kwslib.data.augment import SpecMask
+from kwslib.data.augment import SpecMask, TimeWarp
 from kwslib.data.features import Normalise, WaveToSpec
 from kwslib.io import SAMPLE_RATE, KwsError
 from kwslib.machine import autocast_to, keep_memory, pick_precision
@@ -20,10 +20,11 @@ from kwslib.models.registry import build
 from kwslib.spotter import KeywordSpotter
 from kwslib.training.optim import Average, Schedule, parameter_groups
 from kwslib.wake import negatives, report, voices
+from kwslib.wake.pronunciation import ALONE
 from kwslib.wake.windows import Windows
 
 START = "mamba_light"  # the shipped weights that training starts from
-LISTEN = {"window_s": 1.5, "hop_s": 0.1, "smooth": 2, "refractory_s": 1.0}
+LISTEN = {"window_s": 1.5, "hop_s": 0.1, "smooth": 3, "refractory_s": 1.0}
 DB = 10 / math.log(10)  # of a natural logarithm of power
 
 
@@ -99,9 +100,9 @@ def speak(phrases, found, real, clips, seed=0, workers=None):
     close = [negatives.near(s, [next(rest) for _ in s], ipa, min(60, clips)) for s, ipa in zip(spellings, target)]
     count = max(2, clips // 150)  # of each word
     wanted = {
-        "positives": voices.jobs(phrases, clips, found, seed + 1),
-        "near": voices.jobs([s for group in close for s in group], count, found, seed + 2),
-        "word": voices.jobs(kept, count, found, seed + 3),
+        "positives": voices.jobs(phrases, clips, found, seed + 1, pace=ALONE),
+        "near": voices.jobs([s for group in close for s in group], count, found, seed + 2, pace=ALONE),
+        "word": voices.jobs(kept, count, found, seed + 3, pace=ALONE),
         "sentences": voices.jobs(negatives.sentences(kept, clips, seed + 4), 1, found, seed + 4),
     }
     made = spoken(wanted, phrases, workers)
@@ -127,13 +128,14 @@ def speak_held(phrases, found, clips, seed=0, workers=None):
     `clips` two and a half hours of them, so that a threshold for one false alarm an hour is one that was counted."""
     words = [w for w in negatives.COMMON if negatives.held(w) and w not in phrases]
     return spoken({
-        "positives": voices.jobs(phrases, max(8, clips // 6), found, seed + 5, held=True),
+        "positives": voices.jobs(phrases, max(8, clips // 6), found, seed + 5, held=True, pace=ALONE),
         "sentences": voices.jobs(negatives.sentences(words, 4 * clips, seed + 6), 1, found, seed + 6, held=True),
     }, phrases, workers)  # fmt: skip
 
 
-def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None):
-    """The trained KeywordSpotter. spotter: one that goes on, or None to start from the shipped encoder."""
+def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None, past_s=0.0):
+    """The trained KeywordSpotter. spotter: one that goes on, or None to start from the shipped encoder. past_s: seconds
+    heard before the window in half of the batches, for a detector that carries its state from window to window."""
     torch.manual_seed(seed)
     keep_memory()
     longest = np.quantile([len(w) for group in material["positives"] for w in group], 0.9) / SAMPLE_RATE
@@ -142,7 +144,9 @@ def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None):
     pools = {"near": material["near"], "word": material["word"], "sentence": material["sentences"]}
     pools["long"] = [w for w in real["train"] if len(w) > 1.2 * size]
     pools["clip"] = [w for w in real["train"] if len(w) <= 1.2 * size]
-    windows = Windows(material["positives"], pools, material["word_of"], real["noise"], size, seed)
+    windows = Windows(
+        material["positives"], pools, material["word_of"], real["noise"], size, seed, round(past_s * SAMPLE_RATE)
+    )
     goes_on, spotter = spotter is not None, spotter or fresh(phrases, listen)
     windows.own = [[loudest(take, spoken) for take in group] for group, spoken in zip(takes, material["positives"])]
     loop(spotter, windows, material, steps, batch, lr, 0.0 if goes_on else 0.6)
@@ -175,7 +179,7 @@ def loop(spotter, windows, material, steps, batch, lr, join=0.6):
     """`steps` of AdamW on freshly drawn windows; at 40 % and 70 % the worst false alarms join the negatives, and after
     the share `join` the user's own takes the positives. Ends with the running average of the weights in the spotter."""
     model, device = spotter.model, torch.device("cpu")
-    mask = SpecMask((1, 8), (1, 13))  # a band of up to 7 mels, and 12 frames
+    warp, mask = TimeWarp(), SpecMask((1, 8), (1, 13))  # a band of up to 7 mels, and 12 frames
     words = torch.nn.Linear(model.head.norm.normalized_shape[0], max(windows.word_of) + 1)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.02) + parameter_groups(words, 0.02), lr=lr, fused=True)
     rate = Schedule(SimpleNamespace(schedule="cosine", lr=lr, final_lr=0.01, horizon=1, epochs=1, warmup=0.1), steps)
@@ -192,7 +196,10 @@ def loop(spotter, windows, material, steps, batch, lr, join=0.6):
             group["lr"] = rate(step)
         waves, targets, lone = windows.draw(batch)
         with autocast_to(device, bf16):
-            logits, pooled = logits_of(model, mask(spotter.normalise(spotter.frontend(waves))))
+            features, inside = spotter.normalise(spotter.frontend(waves)), windows.size / waves.shape[1]
+            cut = features.shape[1] - round(inside * features.shape[1])  # what was heard before stays as it is
+            features = torch.cat([features[:, :cut], warp(features[:, cut:])], 1)
+            logits, pooled = logits_of(model, mask(features), inside)
             loss = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / batch
             if (lone >= 0).any():  # the encoder goes on hearing many words
                 loss = loss + 0.1 * F.cross_entropy(words(pooled[lone >= 0]).float(), lone[lone >= 0])
@@ -211,12 +218,12 @@ def loop(spotter, windows, material, steps, batch, lr, join=0.6):
     spotter.model = average.of(model).eval()
 
 
-def logits_of(model, inputs):
-    """(logits (B, phrases), pooled features (B, d)) of a SequenceKWS."""
+def logits_of(model, inputs, share=1.0):
+    """(logits (B, phrases), pooled features (B, d)) of a SequenceKWS, pooled over the last `share` of its frames."""
     x, _ = model.frontend(inputs, None)
     for block in model.blocks:
         x = block(x)
-    pooled = model.head.norm(x).mean(1)
+    pooled = model.head.norm(x[:, -round(share * x.shape[1]) :]).mean(1)
     return model.head.classify(pooled), pooled
 
 

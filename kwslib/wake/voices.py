@@ -7,6 +7,7 @@ from few recorded speakers are played at 0.85 to 1.2 times their rate, which mov
 
 A fifth of espeak-ng's variants is held out of training, to estimate thresholds with voices that were never heard."""
 
+import _ctypes
 import ctypes
 import importlib.util
 import io
@@ -29,23 +30,26 @@ from kwslib.data.audio import Unreadable, decode, resample, to_int16
 from kwslib.data.fetch import progress
 from kwslib.data.synthetic import ACCENTS, NATIVE, ODD, SPLIT_OF_VARIANT, Synthetic, to_16k
 from kwslib.io import SAMPLE_RATE, KwsError, cores
+from kwslib.wake.pronunciation import FLUENT, SHARE, Pace, full_phones, full_vowels
 
 LICENCES = {
     "espeak-ng": "GPL-3.0, its speech free",
     "flite": "BSD-like, CMU",
     "piper": "GPL-3.0; each voice has its own licence",
 }
+MNEMONICS, IPA = 0, 2  # modes of espeak_TextToPhonemes
 
 
 class Job(NamedTuple):
     """One text that a synthetic speaker says: engine, its voice (None draws one), seed; held-out voices or not, or a
-    split's own."""
+    split's own; in a sentence's pace or alone."""
 
     text: str
     engine: str
     voice: str
     held: bool | str
     seed: int
+    pace: Pace = FLUENT
 
 
 def engines():
@@ -73,9 +77,9 @@ def piper_files():
     return sorted(str(p) for f in folders for p in f.rglob("*.onnx") if p.with_name(p.name + ".json").exists())
 
 
-def jobs(texts, count, found, seed, held=False):
-    """`count` jobs for each text. An engine has a share of them by its voices, espeak-ng that of three, unless its
-    variants are listed; held-out voices are espeak-ng's alone."""
+def jobs(texts, count, found, seed, held=False, pace=FLUENT):
+    """`count` jobs for each text, said in `pace`. An engine has a share of them by its voices, espeak-ng that of three,
+    unless its variants are listed; held-out voices are espeak-ng's alone."""
     rng, made = np.random.default_rng(seed), []
     shares = [(e, v) for e in found if not held for v in found[e]]
     shares = [("espeak-ng", None)] * 3 * (held or not found["espeak-ng"]) + shares
@@ -83,7 +87,7 @@ def jobs(texts, count, found, seed, held=False):
         order = rng.permutation(len(shares)) if count < len(shares) else np.arange(len(shares))
         for j in range(count):
             engine, voice = shares[order[j % len(shares)]]
-            made.append(Job(text, engine, voice, held, seed * 1_000_003 + i * 1009 + j))
+            made.append(Job(text, engine, voice, held, seed * 1_000_003 + i * 1009 + j, pace))
     return made
 
 
@@ -103,7 +107,8 @@ def phonemes(texts):
     """The IPA of each text, as espeak-ng has it, without stress and length: list of str."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, corpus._begin, (None,)) as pool:
-        return pool.submit(_phonemes, list(texts)).result()
+        found = pool.submit(_phonemes, list(texts), IPA).result()
+    return [re.sub(r"[ˈˌː\s_‍-]|\(.*?\)", "", ipa) for ipa in found]
 
 
 # -- in worker processes
@@ -114,7 +119,8 @@ def _synthetic():
     return Synthetic()
 
 
-def _phonemes(texts):
+def _phonemes(texts, mode):
+    """What espeak-ng's American voice says for each text: in IPA, or in its own mnemonics."""
     library, found = ctypes.CDLL(_synthetic().library), []
     if library.espeak_Initialize(2, 0, str(_synthetic().data).encode(), 0) != NATIVE:
         raise KwsError("espeak-ng cannot start; reinstall espeakng-loader")
@@ -123,10 +129,22 @@ def _phonemes(texts):
     for text in texts:
         rest, parts = ctypes.c_char_p(text.encode()), []
         while rest.value:
-            parts.append((library.espeak_TextToPhonemes(ctypes.byref(rest), 1, 2) or b"").decode())  # UTF-8, IPA
-        found.append(re.sub(r"[ˈˌː\s_‍-]|\(.*?\)", "", "".join(parts)))
+            parts.append((library.espeak_TextToPhonemes(ctypes.byref(rest), 1, mode) or b"").decode())  # from UTF-8
+        found.append("".join(parts))
     library.espeak_Terminate()
+    _ctypes.dlclose(library._handle)  # or `speak` would not load it afresh
     return found
+
+
+@lru_cache(4096)
+def _mnemonics(text):
+    return _phonemes([text], MNEMONICS)[0]
+
+
+@lru_cache(4096)
+def _phones(text):
+    command = ["flite", "-voice", "slt", "-ps", "-t", text, "-o", "/dev/null"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def _speak(job):
@@ -160,19 +178,28 @@ def variants(held=False):
     return [n for i, n in enumerate(names) if SPLIT_OF_VARIANT[i % len(SPLIT_OF_VARIANT)] in split]
 
 
+def _in_full(job, rng):
+    """Whether this clip has full vowels."""
+    return job.pace != FLUENT and rng.uniform() < SHARE
+
+
 def _espeak(job, rng):
     pool = [job.voice] if job.voice else variants(job.held)
     voice = f"{ACCENTS[rng.integers(len(ACCENTS))]}+{pool[rng.integers(len(pool))]}"
-    return to_16k(_synthetic().speak(job.text, voice, *rng.uniform((20, 20, 110), (85, 80, 230))))
+    slow, fast = job.pace.words
+    pitch, spread, rate = rng.uniform((20, 20, slow), (85, 80, fast))
+    said = full_vowels(_mnemonics(job.text), rng) if _in_full(job, rng) else job.text
+    return to_16k(_synthetic().speak(said, voice, pitch, spread, rate))
 
 
 def _flite(job, rng):
-    stretch, pitch = rng.uniform(0.75, 1.35), rng.uniform(0.8, 1.25)
+    stretch, pitch = rng.uniform(*job.pace.stretch), rng.uniform(0.8, 1.25)
     mean = round(pitch * {"slt": 180, "rms": 95}.get(job.voice, 120))
     options = [f"duration_stretch={stretch:.3f}", f"int_f0_target_mean={mean}"]
     options.append(f"int_f0_target_stddev={rng.uniform(5, 30):.1f}")
     flags = [x for option in options for x in ("--setf", option)]
-    command = ["flite", "-voice", job.voice, *flags, "-t", job.text, "-o", "/dev/stdout"]
+    said = ["-p", full_phones(_phones(job.text), rng)] if _in_full(job, rng) else ["-t", job.text]
+    command = ["flite", "-voice", job.voice, *flags, *said, "-o", "/dev/stdout"]
     spoken = subprocess.run(command, capture_output=True).stdout[44:]  # without the header of a wav file
     return _throat(rng, np.frombuffer(spoken, np.int16) / 32768)
 
@@ -190,7 +217,8 @@ def _piper(job, rng):
     voice = _piper_voice(job.voice)
     people = voice.config.num_speakers
     how = SynthesisConfig(
-        speaker_id=int(rng.integers(people)) if people > 1 else None, length_scale=float(rng.uniform(0.75, 1.35)),
+        speaker_id=int(rng.integers(people)) if people > 1 else None,
+        length_scale=float(rng.uniform(*job.pace.stretch)),
         noise_scale=float(rng.uniform(0.4, 1)), noise_w_scale=float(rng.uniform(0.5, 1.1)),
     )  # fmt: skip
     wave = np.concatenate([chunk.audio_float_array for chunk in voice.synthesize(job.text, how)])

@@ -6,7 +6,8 @@ import torch
 from kwslib.data.audio import coloured_noise, mix_at_snr
 from kwslib.io import SAMPLE_RATE
 
-SHARES = {"phrase": 0.35, "part": 0.1, "near": 0.13, "word": 0.12, "clip": 0.1, "speech": 0.1, "mined": 0.1}
+SHARES = {"phrase": 0.3, "part": 0.1, "near": 0.13, "word": 0.12, "clip": 0.1, "speech": 0.15, "mined": 0.1}
+LEVELS = (-24, 3)  # dB of the peak over full scale: loud recordings clip
 ROOMS, TAIL = 256, 8192  # impulse responses, and their length in samples
 
 
@@ -14,26 +15,30 @@ class Windows:
     """Draws batches. positives: for each phrase a list of int16 waves that hold it and nothing else; negatives: dict of
     lists of int16 waves: `near` words, common `word`s, `sentence`s, and real speech, perhaps none, in a short `clip` or
     `long`; word_of: the class of each of `word`; noises: int16 waves of real noise, perhaps none; size: samples of a
-    window.
+    window; past: samples that are heard before it in half of the batches.
 
     own: for each phrase its user's recordings, trimmed, which make up `own_share` of the positives where there are any;
     mined: windows that an earlier state of the model took for a phrase."""
 
-    def __init__(self, positives, negatives, word_of, noises, size, seed=0):
+    def __init__(self, positives, negatives, word_of, noises, size, seed=0, past=0):
         self.positives, self.negatives, self.word_of = positives, negatives, word_of
         self.size, self.rng, self.own, self.own_share = size, np.random.default_rng(seed), None, 0.0
-        self.mined = []
+        self.mined, self.past = [], past
         made = [coloured_noise(self.rng, 10 * SAMPLE_RATE, e).astype(np.float32) * 0.1 for e in (0, 0.5, 1, 1.5, 2)]
         self.noises = [np.float32(n) / 32768 for n in noises if len(n) > 2 * size] or made
         self.noises += made if noises else []
         rooms = np.stack([_room(self.rng) for _ in range(ROOMS)])
-        self.rooms = torch.fft.rfft(torch.from_numpy(rooms), size + TAIL)
+        self.rooms, self.filters = torch.from_numpy(rooms), {}
 
     def draw(self, n):
-        """(waves (n, size) float32, targets (n, phrases) in 0, 1, words int64 (n,): the class of a lone word or -1)."""
+        """(waves (n, size or past + size) float32, targets (n, phrases) in 0, 1, words int64 (n,): the class of a lone
+        word or -1)."""
         kinds = self.rng.choice(list(SHARES), n, p=list(SHARES.values()))
         made = [self._one(kind) for kind in kinds]
-        waves = torch.from_numpy(np.stack([m[0] for m in made]))
+        waves = np.stack([m[0] for m in made])
+        if self.past and self.rng.uniform() < 0.5:
+            waves = np.concatenate([np.stack([self._earlier() for _ in range(n)]), waves], 1)
+        waves = torch.from_numpy(waves)
         targets = torch.zeros(n, len(self.positives))
         for i, (_, phrase, _) in enumerate(made):
             if phrase >= 0:
@@ -41,7 +46,7 @@ class Windows:
         return self._recorded(waves), targets, torch.tensor([m[2] for m in made])
 
     def _pick(self, waves):
-        return waves[self.rng.integers(len(waves))]
+        return waves[int(self.rng.integers(len(waves)))]
 
     def _one(self, kind):
         rng, word = self.rng, -1
@@ -103,6 +108,20 @@ class Windows:
         order += ["long", "sentence"] if self.rng.uniform() < 0.6 else ["sentence"]
         return self._pick(next(self.negatives[k] for k in order if self.negatives[k]))
 
+    def _earlier(self):
+        """What is heard before a window: speech, another word or a phrase, or nothing."""
+        rng, past = self.rng, np.zeros(self.past, np.float32)
+        kind = rng.choice(["speech", "word", "phrase", "nothing"], p=[0.5, 0.1, 0.15, 0.25])
+        if kind == "nothing":
+            return past
+        if kind == "speech":
+            wave = self._speech(rng.uniform() < 0.3)
+        else:
+            wave = self._pick(self._pick(self.positives) if kind == "phrase" else self.negatives["word"])
+        wave = self._cut(wave, self.past) if len(wave) > self.past else wave
+        self._put(past, wave, int(rng.integers(self.past - len(wave) + 1)), 1.0)
+        return past
+
     def _cut(self, wave, size):
         start = int(self.rng.integers(len(wave) - size + 1))
         return wave[start : start + size]
@@ -110,19 +129,21 @@ class Windows:
     def _recorded(self, waves):
         """Room, microphone, noise and level."""
         rng, (n, size) = self.rng, waves.shape
-        frequency = torch.linspace(0, 8000, self.rooms.shape[1]).clamp_min(60)
+        if size not in self.filters:
+            self.filters[size] = torch.fft.rfft(self.rooms, size + TAIL)
+        frequency = torch.linspace(0, 8000, self.filters[size].shape[1]).clamp_min(60)
         octaves = (frequency / 1000).log2()
         tilt = torch.from_numpy(rng.uniform(-3, 3, (n, 1)).astype(np.float32)) * octaves
         phase, rate = (torch.from_numpy(rng.uniform(*r, (2, n, 1)).astype(np.float32)) for r in ((0, 6.3), (0.5, 2.5)))
         depth = torch.from_numpy(rng.uniform(0, 4, (2, n, 1)).astype(np.float32))
         tilt = tilt + sum(d * (r * octaves + p).sin() for d, r, p in zip(depth, rate, phase))  # dB
-        filters = 10 ** (tilt / 20) * self.rooms[rng.integers(ROOMS, size=n)]
+        filters = 10 ** (tilt / 20) * self.filters[size][rng.integers(ROOMS, size=n)]
         waves = torch.fft.irfft(torch.fft.rfft(waves, size + TAIL) * filters, size + TAIL)[:, :size]
         noise = torch.from_numpy(np.stack([self._cut(self._pick(self.noises), size) for _ in range(n)]))
         snr = torch.from_numpy(rng.uniform(0, 35, n).astype(np.float32))
         waves = mix_at_snr(waves, noise, snr, torch.from_numpy(rng.uniform(size=n) < 0.8))
-        level = torch.from_numpy(10 ** (rng.uniform(-30, -1, (n, 1)) / 20).astype(np.float32))
-        return waves * level / waves.abs().amax(1, keepdim=True).clamp_min(1e-6)
+        level = torch.from_numpy(10 ** (rng.uniform(*LEVELS, (n, 1)) / 20).astype(np.float32))
+        return (waves * level / waves.abs().amax(1, keepdim=True).clamp_min(1e-6)).clamp(-1, 1)
 
 
 def _room(rng):

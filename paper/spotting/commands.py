@@ -21,10 +21,12 @@ from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import noise_of
 from kwslib.io import SAMPLE_RATE, cli
 from kwslib.wake import loop, negatives, voices
+from kwslib.wake.pronunciation import ALONE
 from paper.spotting.wake import recordings
 
 COMMANDS = ["down", "go", "left", "no", "right", "stop", "up", "yes"]
 HELD_WORDS = {"validation": ["bed", "five"], "testing": ["on", "off"]}  # of the corpus; the rare ones are for testing
+PAST_S = 1.5  # heard before a window: the detector learns to carry its state, too
 HELD_FLITE = "rms"  # this recorded speaker says the test sentences only
 
 
@@ -61,8 +63,8 @@ def speak(clips=500, seed=0, workers=1):
     words = words_for("training")
     near = near_words(words, max(4, clips // 12), seed)
     wanted = {
-        "near": voices.jobs(sorted({s for group in near.values() for s in group}), 2, found, seed + 2),
-        "word": voices.jobs(words, 2, found, seed + 3),
+        "near": voices.jobs(sorted({s for group in near.values() for s in group}), 2, found, seed + 2, pace=ALONE),
+        "word": voices.jobs(words, 2, found, seed + 3, pace=ALONE),
         "sentences": voices.jobs(negatives.sentences(words, clips, seed + 4), 1, found, seed + 4),
     }
     made = loop.spoken(wanted | {"positives": []}, [], workers)
@@ -136,7 +138,7 @@ def train(corpus, speech, out, steps=1000, batch=64, clips=500, lr=1e-3, seed=0)
     material, mine = spoken(out, clips, seed), parts(corpus, speech)
     material |= {"positives": mine["positives"], "real": mine}
     spoken_s = time.time() - begun
-    spotter = loop.fit(COMMANDS, material, [[] for _ in COMMANDS], steps, batch, lr, seed, start())
+    spotter = loop.fit(COMMANDS, material, [[] for _ in COMMANDS], steps, batch, lr, seed, start(), PAST_S)
     sources = [corpus.origin(), {"name": Path(speech).name, "licence": "Apache 2.0"}]
     spotter.card["wake"] = {
         "engines": material["engines"], "clips": {c: len(w) for c, w in zip(COMMANDS, mine["positives"])},
