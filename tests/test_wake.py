@@ -8,8 +8,10 @@ import torch
 import kwslib
 from kwslib import cli
 from kwslib.io import KwsError, read_csv
+from kwslib.models import build
 from kwslib.wake import negatives, report, train, voices
-from kwslib.wake.loop import clean, loudest, own_takes
+from kwslib.wake.loop import clean, logits_of, loudest, own_takes
+from kwslib.wake.pronunciation import ALONE, FLUENT, full_phones, full_vowels
 from kwslib.wake.windows import Windows
 
 RATE = 16_000
@@ -62,6 +64,42 @@ def test_a_batch_is_loud_enough_and_has_its_targets(windows):
     waves, targets, words = windows.draw(64)
     assert waves.shape == (64, 24_000) and targets.shape == (64, 1) and words.shape == (64,)
     assert set(targets.unique().tolist()) == {0.0, 1.0} and torch.isfinite(waves).all() and waves.abs().max() <= 1
+
+
+def test_a_heard_past_comes_before_the_window_and_is_not_pooled():
+    """Half of the batches are longer, by the past; what they are judged by is the window at their end."""
+    word, silence = np.full(8000, 3000, np.int16), np.zeros(4000, np.int16)
+    pools = {"near": [silence], "word": [silence], "sentence": [word], "long": [], "clip": []}
+    windows = Windows([[word]], pools, [0], [], 24_000, past=16_000)
+    sizes = {windows.draw(2)[0].shape[1] for _ in range(20)}
+    assert sizes == {24_000, 40_000}
+    assert any(windows._earlier().any() for _ in range(20))
+    model, x = build("mamba_light", 2).eval(), torch.randn(3, 120, 64)
+    with torch.no_grad():
+        whole, pooled = logits_of(model, x)
+        assert torch.allclose(whole, model(x), atol=1e-5)
+        changed = torch.cat([torch.randn(3, 60, 64), x[:, 60:]], 1)  # another past
+        late, other = (logits_of(model, inputs, 0.5)[1] for inputs in (x, changed))
+    # the past matters by what the blocks carry of it, and less than what is pooled
+    assert 0 < (late - other).abs().mean() < (pooled - logits_of(model, changed)[1]).abs().mean()
+
+
+def test_vowels_are_made_full_and_consonants_stay():
+    """Only reduced vowels change; a diphthong that ends in a schwa is none of them."""
+    rng = np.random.default_rng(0)
+    said = [full_vowels("k@mpj'u:t#3", rng) for _ in range(40)]
+    assert all(s.startswith("[[k") and s.endswith("]]") and "mpj'u:t" in s for s in said)
+    assert len(set(said)) > 10 and any("@m" not in s for s in said)
+    assert {full_vowels("sm'A@t", rng) for _ in range(20)} == {"[[sm'A@t]]"}
+    spelled = [full_phones("pau k ax m p y uw t er pau", rng).split() for _ in range(40)]
+    assert all([p for p in s if p in ("k", "m", "p", "y", "t")] == list("kmpyt") for s in spelled)
+    assert {s[2] for s in spelled} >= {"aa", "eh", "ao"}
+
+
+def test_a_phrase_said_alone_is_slower():
+    jobs = [voices.jobs(["computer"], 12, {"espeak-ng": []}, 0, pace=pace) for pace in (FLUENT, ALONE)]
+    fluent, alone = ([len(w) for w in voices.speak(j, workers=1) if w is not None] for j in jobs)
+    assert len(alone) == 12 and np.mean(alone) > 1.15 * np.mean(fluent)
 
 
 def test_listed_variants_speak_and_others_do_not():
