@@ -7,12 +7,14 @@ import torch
 
 import kwslib
 from kwslib import cli
-from kwslib.io import KwsError, read_csv
+from kwslib.io import KwsError, read_csv, write_json
 from kwslib.models import build
 from kwslib.wake import negatives, report, train, voices
 from kwslib.wake.loop import clean, logits_of, loudest, own_takes
 from kwslib.wake.pronunciation import ALONE, FLUENT, full_phones, full_vowels
 from kwslib.wake.windows import Windows
+from paper import release
+from paper.spotting.wake import judge
 
 RATE = 16_000
 
@@ -202,3 +204,22 @@ def test_scores_do_not_depend_on_what_is_outside_the_window(trained):
     quiet = rng.normal(0, 0.01, window).astype(np.float32)
     loud = np.concatenate([quiet, rng.normal(0, 0.9, RATE).astype(np.float32)])
     assert spotter.scores(loud, RATE)[1][0] == pytest.approx(spotter.scores(quiet, RATE)[1][0], abs=1e-5)
+
+
+def test_a_wake_word_is_shipped_with_what_was_judged(trained, corpus, tmp_path):
+    """Half precision, a card in words, and the share heard at one false alarm an hour, as `pretrained` lists it."""
+    spotter, rng = kwslib.load(trained), np.random.default_rng(3)
+    takes, speech = ([rng.normal(0, 800, s * RATE).astype(np.int16) for _ in range(n)] for s, n in ((2, 4), (12, 2)))
+    found = judge(spotter, dict.fromkeys(spotter.labels, takes), speech)
+    write_json(tmp_path / "example.json", {"word": "open sesame", "n": 4, "clean": found})
+    release.release_detector(trained, corpus, tmp_path / "shipped", "sesame", tmp_path / "example.json")
+    card = kwslib.load(tmp_path / "shipped/sesame.safetensors").card
+    heard = 1 - found["at_card_thresholds"]["1"]["open sesame"]["misses"]
+    assert card["test"]["accuracy"] == heard and card["test"]["n"] == 4
+    assert card["test"]["interval"][0] <= heard <= card["test"]["interval"][1]
+    text = (tmp_path / "shipped/sesame.md").read_text()
+    assert 'kws wake "open sesame"' in text and f"| {card['detector']['thresholds']['1']['open sesame']:.2f} |" in text
+    with pytest.raises(KwsError, match="--results is missing"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", ["release", str(trained), "--corpus", str(corpus)])
+            release.main()
