@@ -227,7 +227,7 @@ def logits_of(model, inputs, share=1.0):
     return model.head.classify(pooled), pooled
 
 
-def mine(spotter, material, most=600, budget=1200):
+def mine(spotter, material, most=600, budget=3600):
     """The training streams' windows of the highest scores, one of each stream: int16 waves.
 
     Long ones come first; all in all `budget` seconds are heard."""

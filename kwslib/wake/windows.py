@@ -6,7 +6,7 @@ import torch
 from kwslib.data.audio import coloured_noise, mix_at_snr
 from kwslib.io import SAMPLE_RATE
 
-SHARES = {"phrase": 0.3, "part": 0.1, "near": 0.13, "word": 0.12, "clip": 0.1, "speech": 0.15, "mined": 0.1}
+SHARES = {"phrase": 0.28, "part": 0.08, "near": 0.12, "word": 0.1, "clip": 0.08, "speech": 0.2, "mined": 0.14}
 LEVELS = (-24, 3)  # dB of the peak over full scale: loud recordings clip
 ROOMS, TAIL = 256, 8192  # impulse responses, and their length in samples
 
@@ -103,9 +103,9 @@ class Windows:
             self._put(window, other, int(end) + gap, 1.0, gain)
 
     def _speech(self, short):
-        """A short clip of real speech, or a long wave, half of them synthetic; what there is."""
+        """A short clip of real speech, or a long wave, three in ten synthetic; what there is."""
         order = ["clip"] if short else []
-        order += ["long", "sentence"] if self.rng.uniform() < 0.6 else ["sentence"]
+        order += ["long", "sentence"] if self.rng.uniform() < 0.7 else ["sentence"]
         return self._pick(next(self.negatives[k] for k in order if self.negatives[k]))
 
     def _earlier(self):
