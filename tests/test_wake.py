@@ -9,11 +9,12 @@ import kwslib
 from kwslib import cli
 from kwslib.io import KwsError, read_csv, write_json
 from kwslib.models import build
-from kwslib.wake import negatives, report, train, voices
+from kwslib.wake import loop, negatives, report, train, voices
 from kwslib.wake.loop import clean, logits_of, loudest, own_takes
 from kwslib.wake.pronunciation import ALONE, FLUENT, full_phones, full_vowels
 from kwslib.wake.windows import Windows
 from paper import release
+from paper.spotting.changed import CHANGES, highest
 from paper.spotting.wake import judge
 
 RATE = 16_000
@@ -84,6 +85,18 @@ def test_a_heard_past_comes_before_the_window_and_is_not_pooled():
         late, other = (logits_of(model, inputs, 0.5)[1] for inputs in (x, changed))
     # the past matters by what the blocks carry of it, and less than what is pooled
     assert 0 < (late - other).abs().mean() < (pooled - logits_of(model, changed)[1]).abs().mean()
+
+
+def test_the_highest_window_counts_where_training_pools():
+    """Of 1.5 s in 2 s: at least the score of the last window, and just that where the clip is one window long."""
+    model, x = build("mamba_light", 2).eval(), torch.randn(8, 200, 64)
+    with torch.no_grad():
+        assert torch.allclose(highest(model, x, 1.0)[0], logits_of(model, x, 1.0)[0], atol=1e-5)
+        pooled, last = highest(model, x, 0.75)[0], logits_of(model, x, 0.75)[0]
+    assert (pooled >= last - 1e-5).all() and (pooled > last + 1e-3).any()
+    with CHANGES["max_pooling"]():
+        assert loop.logits_of is highest
+    assert loop.logits_of is logits_of
 
 
 def test_vowels_are_made_full_and_consonants_stay():

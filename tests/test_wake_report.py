@@ -62,12 +62,12 @@ def test_the_table_has_misses_in_percent(runs):
     assert "23 minutes" in caption and "computer 400" in caption
 
 
-def test_what_was_left_out_stands_beside_the_recipe(runs, tmp_path):
+def test_a_changed_recipe_stands_beside_the_recipe(runs, tmp_path):
     folder = tmp_path / "tried"
-    assert "parts" not in wake.wake_tables(runs, folder)
+    assert "changes" not in wake.wake_tables(runs, folder)
     folder.mkdir()
-    (folder / "without_warp.json").write_text(json.dumps(run("tried/without_warp", (0.09, 0.05))))
-    df, caption = wake.wake_tables(runs, folder)["parts"]
+    (folder / "no_warp.json").write_text(json.dumps(run("tried/no_warp", (0.09, 0.05))))
+    df, caption = wake.wake_tables(runs, folder)["changes"]
     rows = df.set_index("recipe")
     assert list(rows["mean"]) == ["2.0", "7.0"] and rows["computer"]["no time warp"] == "9.0"
     assert list(rows["mean, kitchen noise, 10 dB"]) == ["12.0", "17.0"] and "one false alarm" in caption
