@@ -52,7 +52,6 @@ def family(runs, key):
 CHANGES = {
     "recipe_before": "before: said as in a sentence, no time warp, softer, less real speech, mean of two windows",
     "no_pace": "said as in a sentence, no vowel in full", "no_warp": "no time warp",
-    "no_levels": "as soft as before: peaks of -30 to -1 dB, and none clips",
     "max_pooling": "trained on the highest of the windows in two seconds",
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
 """The recipe of wake words with one change: `python -m paper.spotting.changed CHANGE`, in results/wake/tried.
 
 Each is a run of paper.spotting.wake from the text alone, by espeak-ng and flite, to be compared with the run `text`. In
-`no_pace`, `no_warp` and `no_levels` one part is as it was before. In `max_pooling` training hears half a second before
+`no_pace` and `no_warp` one part is as it was before. In `max_pooling` training hears half a second before
 the window, and a clip's score is the highest of the windows in it, not that of one window that holds the word."""
 
 import argparse
@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 
 from kwslib.io import cli
-from kwslib.wake import loop, windows
+from kwslib.wake import loop
 from kwslib.wake.pronunciation import FLUENT
 from paper.spotting import wake
 
@@ -41,7 +41,6 @@ def max_pooling():
 CHANGES = {
     "no_pace": lambda: mock.patch.object(loop, "ALONE", FLUENT),  # said as in a sentence, with no vowel in full
     "no_warp": lambda: mock.patch.object(loop, "TimeWarp", torch.nn.Identity),
-    "no_levels": lambda: mock.patch.object(windows, "LEVELS", (-30, -1)),
     "max_pooling": max_pooling,
 }
 
