@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from kwslib.checkpoint import read_checkpoint, save_checkpoint
 from kwslib.data.audio import loudest_window
 from kwslib.data.augment import SpecMask, TimeWarp
-from kwslib.data.features import Normalise, WaveToSpec
 from kwslib.io import SAMPLE_RATE, KwsError
 from kwslib.machine import autocast_to, keep_memory, pick_precision
 from kwslib.models.registry import build
@@ -23,9 +22,9 @@ from kwslib.wake import negatives, report, voices
 from kwslib.wake.pronunciation import ALONE
 from kwslib.wake.windows import Windows
 
-START = "mamba_light"  # the shipped weights that training starts from
+START = Path(__file__).with_name("encoder.safetensors")  # weights that training starts from (paper/spotting/encoder.py)
+STILL = 4  # blocks of it, and the front-end, that stay as they are: they have heard many words in many voices
 LISTEN = {"window_s": 1.5, "hop_s": 0.1, "smooth": 3, "refractory_s": 1.0}
-DB = 10 / math.log(10)  # of a natural logarithm of power
 
 
 def train(
@@ -133,9 +132,10 @@ def speak_held(phrases, found, clips, seed=0, workers=None):
     }, phrases, workers)  # fmt: skip
 
 
-def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None, past_s=0.0):
+def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None, past_s=0.0, still=STILL):
     """The trained KeywordSpotter. spotter: one that goes on, or None to start from the shipped encoder. past_s: seconds
-    heard before the window in half of the batches, for a detector that carries its state from window to window."""
+    heard before the window in half of the batches, for a detector that carries its state from window to window. still:
+    how many blocks stay as they are, with the front-end; 0: all weights are trained."""
     torch.manual_seed(seed)
     keep_memory()
     longest = np.quantile([len(w) for group in material["positives"] for w in group], 0.9) / SAMPLE_RATE
@@ -149,7 +149,7 @@ def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None, past_s=0
     )
     goes_on, spotter = spotter is not None, spotter or fresh(phrases, listen)
     windows.own = [[loudest(take, spoken) for take in group] for group, spoken in zip(takes, material["positives"])]
-    loop(spotter, windows, material, steps, batch, lr, 0.0 if goes_on else 0.6)
+    loop(spotter, windows, material, steps, batch, lr, 0.0 if goes_on else 0.6, still)
     return spotter
 
 
@@ -160,25 +160,29 @@ def loudest(take, spoken):
     return take[start : start + size]
 
 
-def fresh(phrases, listen):
-    """A KeywordSpotter with the shipped encoder and a new head. Its features are ln(power + 1e-6), without a floor of
-    the clip's own, so that they do not depend on the window; scaled, they are what the encoder has learned to read."""
-    weights, origin = read_checkpoint(START)
-    options = origin["features"] | {"scale": "log"}
-    norm = {k: v / DB for k, v in origin["normalisation"].items()}
-    card = {"model": origin["model"], "labels": list(phrases), "features": WaveToSpec(**options).options}
-    card |= {"normalisation": Normalise(**norm).options, "detector": dict(listen), "licence": "MIT"}
-    card |= {"recipe": {"model": origin["model"], "init": START}, "corpus": origin["corpus"]}
+def fresh(phrases, listen, start=START):
+    """A KeywordSpotter with an encoder's weights and a new head.
+
+    Its features are ln(power + 1e-6), without a floor of the clip's own: they do not depend on the window."""
+    weights, origin = read_checkpoint(start)
+    card = {k: origin[k] for k in ("model", "features", "normalisation", "corpus")} | {"labels": list(phrases)}
+    card |= {"detector": dict(listen), "licence": "MIT", "recipe": {"model": origin["model"], "init": Path(start).stem}}
     model, last = build(card["model"], len(phrases)), "head.classify.4"
     model.load_state_dict({k: v for k, v in weights.items() if not k.startswith(last)}, strict=False)
     torch.nn.init.constant_(model.head.classify[-1].bias, -3.0)  # most windows hold no phrase
     return KeywordSpotter(model, card)
 
 
-def loop(spotter, windows, material, steps, batch, lr, join=0.6):
+def loop(spotter, windows, material, steps, batch, lr, join=0.6, still=STILL):
     """`steps` of AdamW on freshly drawn windows; at 40 % and 70 % the worst false alarms join the negatives, and after
-    the share `join` the user's own takes the positives. Ends with the running average of the weights in the spotter."""
+    the share `join` the user's own takes the positives. Ends with the running average of the weights in the spotter.
+
+    The front-end and the first `still` blocks are not trained: voices that training hears are all synthetic, and all
+    real speech is a negative, so a whole model learns to tell these apart."""
     model, device = spotter.model, torch.device("cpu")
+    kept = [model.frontend, *model.blocks[:still]] if still else []
+    for part in kept:
+        part.requires_grad_(False)
     warp, mask = TimeWarp(), SpecMask((1, 8), (1, 13))  # a band of up to 7 mels, and 12 frames
     words = torch.nn.Linear(model.head.norm.normalized_shape[0], max(windows.word_of) + 1)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.02) + parameter_groups(words, 0.02), lr=lr, fused=True)
@@ -192,6 +196,8 @@ def loop(spotter, windows, material, steps, batch, lr, join=0.6):
             spotter.model = model
         windows.own_share = 0.5 * (step >= join * steps)
         model.train()
+        for part in kept:
+            part.eval()
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
         waves, targets, lone = windows.draw(batch)
@@ -215,7 +221,7 @@ def loop(spotter, windows, material, steps, batch, lr, join=0.6):
             total = 0.0
     if not math.isfinite(loss.item()):
         raise KwsError("the loss is not a number; train with a lower lr")
-    spotter.model = average.of(model).eval()
+    spotter.model = average.of(model).eval().requires_grad_(True)
 
 
 def logits_of(model, inputs, share=1.0):

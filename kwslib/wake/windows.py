@@ -15,15 +15,16 @@ class Windows:
     """Draws batches. positives: for each phrase a list of int16 waves that hold it and nothing else; negatives: dict of
     lists of int16 waves: `near` words, common `word`s, `sentence`s, and real speech, perhaps none, in a short `clip` or
     `long`; word_of: the class of each of `word`; noises: int16 waves of real noise, perhaps none; size: samples of a
-    window; past: samples that are heard before it in half of the batches.
+    window; past: samples that are heard before it in half of the batches; shares:
+    what a batch is made of.
 
     own: for each phrase its user's recordings, trimmed, which make up `own_share` of the positives where there are any;
     mined: windows that an earlier state of the model took for a phrase."""
 
-    def __init__(self, positives, negatives, word_of, noises, size, seed=0, past=0):
+    def __init__(self, positives, negatives, word_of, noises, size, seed=0, past=0, shares=SHARES):
         self.positives, self.negatives, self.word_of = positives, negatives, word_of
         self.size, self.rng, self.own, self.own_share = size, np.random.default_rng(seed), None, 0.0
-        self.mined, self.past = [], past
+        self.mined, self.past, self.shares = [], past, shares
         made = [coloured_noise(self.rng, 10 * SAMPLE_RATE, e).astype(np.float32) * 0.1 for e in (0, 0.5, 1, 1.5, 2)]
         self.noises = [np.float32(n) / 32768 for n in noises if len(n) > 2 * size] or made
         self.noises += made if noises else []
@@ -33,7 +34,7 @@ class Windows:
     def draw(self, n):
         """(waves (n, size or past + size) float32, targets (n, phrases) in 0, 1, words int64 (n,): the class of a lone
         word or -1)."""
-        kinds = self.rng.choice(list(SHARES), n, p=list(SHARES.values()))
+        kinds = self.rng.choice(list(self.shares), n, p=list(self.shares.values()))
         made = [self._one(kind) for kind in kinds]
         waves = np.stack([m[0] for m in made])
         if self.past and self.rng.uniform() < 0.5:
