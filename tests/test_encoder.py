@@ -6,7 +6,7 @@ import torch
 
 from kwslib.checkpoint import read_checkpoint
 from kwslib.data.corpus import load_corpus
-from kwslib.wake import loop, negatives
+from kwslib.wake import loop, negatives, voices
 from kwslib.wake.windows import Windows
 from paper.spotting import encoder
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def test_the_shipped_encoder_knows_no_word_that_estimates_hold_out():
     """A fifth of the common words is kept for thresholds; of these only words of the corpus, said by people, are in."""
-    weights, card = read_checkpoint(loop.START)
+    weights, card = read_checkpoint(loop.ENCODER)
     assert len(card["labels"]) > 400 and {"yes", "stop", "bed"} <= set(card["labels"])
     held = {w for w in negatives.COMMON if negatives.held(w)}
     assert len(held & set(card["labels"])) < 12 and "computer" not in card["labels"]
@@ -43,10 +43,24 @@ def test_it_learns_its_words(windows, corpus):
 
 @pytest.mark.parametrize("still", [loop.STILL, 0])
 def test_most_of_it_stays_as_it_is_in_a_detector(windows, still):
-    spotter = loop.fresh(["low", "high"], loop.LISTEN)
+    spotter = loop.fresh(["low", "high"], loop.LISTEN, loop.ENCODER)
     before = {k: v.clone() for k, v in spotter.model.state_dict().items()}
     loop.loop(spotter, windows, {}, 3, 4, 1e-3, still=still)
     moved = {k.split(".")[0] + k.split(".")[1] * k.startswith("blocks") for k, v in spotter.model.state_dict().items()
              if not torch.equal(v, before[k])}  # fmt: skip
     assert moved == ({"blocks4", "head"} if still else {"frontend", "head", *(f"blocks{i}" for i in range(5))})
     assert all(p.requires_grad for p in spotter.model.parameters())
+
+
+def test_formant_voices_alone_start_from_the_encoder(windows, monkeypatch):
+    """Another engine at hand, and training starts from the shipped classifier."""
+    assert voices.only_formants({"espeak-ng": []}) and not voices.only_formants({"espeak-ng": [], "flite": ["slt"]})
+    seen = []
+    monkeypatch.setattr(loop, "loop", lambda spotter, *rest: seen.append((spotter.card["recipe"]["init"], rest[-1])))
+    rng = np.random.default_rng(0)
+    clips = [np.int16(rng.normal(0, 500, 40_000))]
+    made = {"positives": [clips], "near": clips, "word": clips, "sentences": clips, "word_of": [0]}
+    made["real"] = {"train": [], "noise": []}
+    for formants in (True, False):
+        loop.fit(["low"], made, [[]], 1, 1, 1e-3, 0, formants=formants)
+    assert seen == [("encoder", loop.STILL), ("mamba_light", 0)]

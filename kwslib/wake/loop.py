@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from kwslib.checkpoint import read_checkpoint, save_checkpoint
 from kwslib.data.audio import loudest_window
 from kwslib.data.augment import SpecMask, TimeWarp
+from kwslib.data.features import Normalise, WaveToSpec
 from kwslib.io import SAMPLE_RATE, KwsError
 from kwslib.machine import autocast_to, keep_memory, pick_precision
 from kwslib.models.registry import build
@@ -22,8 +23,11 @@ from kwslib.wake import negatives, report, voices
 from kwslib.wake.pronunciation import ALONE
 from kwslib.wake.windows import Windows
 
-START = Path(__file__).with_name("encoder.safetensors")  # weights that training starts from (paper/spotting/encoder.py)
-STILL = 4  # blocks of it, and the front-end, that stay as they are: they have heard many words in many voices
+START = "mamba_light"  # the shipped weights that training starts from
+# Where formants are all there is, it starts from an encoder of many words in many voices (paper/spotting/encoder.py).
+# The front-end and so many of its blocks stay as they are.
+ENCODER, STILL = Path(__file__).with_name("encoder.safetensors"), 4
+DB = 10 / math.log(10)  # of a natural logarithm of power
 LISTEN = {"window_s": 1.5, "hop_s": 0.1, "smooth": 3, "refractory_s": 1.0}
 
 
@@ -44,7 +48,7 @@ def train(
     takes = own_takes(recordings, phrases)
     found = found or voices.engines()
     material = speak(phrases, found, negatives.real(negative_paths, phrases), clips, seed, workers)
-    spotter = fit(phrases, material, takes, steps, batch, lr, seed)
+    spotter = fit(phrases, material, takes, steps, batch, lr, seed, formants=voices.only_formants(found))
     card = spotter.card
     card["wake"] = {
         "engines": {e: [Path(v).name for v in names] for e, names in found.items()},
@@ -132,10 +136,10 @@ def speak_held(phrases, found, clips, seed=0, workers=None):
     }, phrases, workers)  # fmt: skip
 
 
-def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None, past_s=0.0, still=STILL):
-    """The trained KeywordSpotter. spotter: one that goes on, or None to start from the shipped encoder. past_s: seconds
-    heard before the window in half of the batches, for a detector that carries its state from window to window. still:
-    how many blocks stay as they are, with the front-end; 0: all weights are trained."""
+def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None, past_s=0.0, formants=False):
+    """The trained KeywordSpotter. spotter: one that goes on, or None to start from shipped weights. past_s: seconds
+    heard before the window in half of the batches, for a detector that carries its state from window to window.
+    formants: no other voices speak."""
     torch.manual_seed(seed)
     keep_memory()
     longest = np.quantile([len(w) for group in material["positives"] for w in group], 0.9) / SAMPLE_RATE
@@ -147,7 +151,8 @@ def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None, past_s=0
     windows = Windows(
         material["positives"], pools, material["word_of"], real["noise"], size, seed, round(past_s * SAMPLE_RATE)
     )
-    goes_on, spotter = spotter is not None, spotter or fresh(phrases, listen)
+    start, still = (ENCODER, STILL) if formants else (START, 0)
+    goes_on, spotter = spotter is not None, spotter or fresh(phrases, listen, start)
     windows.own = [[loudest(take, spoken) for take in group] for group, spoken in zip(takes, material["positives"])]
     loop(spotter, windows, material, steps, batch, lr, 0.0 if goes_on else 0.6, still)
     return spotter
@@ -161,24 +166,27 @@ def loudest(take, spoken):
 
 
 def fresh(phrases, listen, start=START):
-    """A KeywordSpotter with an encoder's weights and a new head.
-
-    Its features are ln(power + 1e-6), without a floor of the clip's own: they do not depend on the window."""
+    """A KeywordSpotter with an encoder's weights and a new head. Its features are ln(power + 1e-6), without a floor of
+    the clip's own, so that they do not depend on the window; scaled, they are what the encoder has learned to read."""
     weights, origin = read_checkpoint(start)
-    card = {k: origin[k] for k in ("model", "features", "normalisation", "corpus")} | {"labels": list(phrases)}
-    card |= {"detector": dict(listen), "licence": "MIT", "recipe": {"model": origin["model"], "init": Path(start).stem}}
+    unit = 1 if origin["features"]["scale"] == "log" else DB
+    norm = {k: v / unit for k, v in origin["normalisation"].items()}
+    card = {"model": origin["model"], "labels": list(phrases), "corpus": origin["corpus"], "licence": "MIT"}
+    card |= {"features": WaveToSpec(**origin["features"] | {"scale": "log"}).options}
+    card |= {"normalisation": Normalise(**norm).options, "detector": dict(listen)}
+    card |= {"recipe": {"model": origin["model"], "init": Path(start).stem}}
     model, last = build(card["model"], len(phrases)), "head.classify.4"
     model.load_state_dict({k: v for k, v in weights.items() if not k.startswith(last)}, strict=False)
     torch.nn.init.constant_(model.head.classify[-1].bias, -3.0)  # most windows hold no phrase
     return KeywordSpotter(model, card)
 
 
-def loop(spotter, windows, material, steps, batch, lr, join=0.6, still=STILL):
+def loop(spotter, windows, material, steps, batch, lr, join=0.6, still=0):
     """`steps` of AdamW on freshly drawn windows; at 40 % and 70 % the worst false alarms join the negatives, and after
     the share `join` the user's own takes the positives. Ends with the running average of the weights in the spotter.
 
-    The front-end and the first `still` blocks are not trained: voices that training hears are all synthetic, and all
-    real speech is a negative, so a whole model learns to tell these apart."""
+    still: how many blocks are not trained, nor the front-end; 0: all weights are. Of formant voices a whole model
+    learns that they are no people: all positives are synthetic, and all real speech is a negative."""
     model, device = spotter.model, torch.device("cpu")
     kept = [model.frontend, *model.blocks[:still]] if still else []
     for part in kept:

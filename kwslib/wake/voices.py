@@ -69,6 +69,11 @@ def engines():
     return found
 
 
+def only_formants(found):
+    """Whether no voice of {engine: voices} is made from recordings of people."""
+    return set(found) == {"espeak-ng"}
+
+
 def piper_files():
     """Paths of the Piper voices at hand."""
     folders = [Path(p) for p in os.environ.get("PIPER_VOICES", "").split(os.pathsep) if p]

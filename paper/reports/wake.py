@@ -51,10 +51,10 @@ def family(runs, key):
 
 CHANGES = {
     "recipe_before": "before: said as in a sentence, no time warp, softer, less real speech, mean of two windows",
-    "whole_text": "from Mamba-Light's weights, all of them trained",
+    "encoder_text": "from the encoder, of which the front-end and four blocks stay as they are",
     "no_pace": "said as in a sentence, no vowel in full", "no_warp": "no time warp",
     "max_pooling": "trained on the highest of the windows in two seconds",
-    "whole_espeak": "espeak-ng alone, from Mamba-Light's weights, all of them trained",
+    "whole_espeak": "espeak-ng alone, but from Mamba-Light's weights, all of them trained",
 }  # fmt: skip
 
 

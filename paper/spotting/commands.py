@@ -138,7 +138,7 @@ def train(corpus, speech, out, steps=1000, batch=64, clips=500, lr=1e-3, seed=0)
     material, mine = spoken(out, clips, seed), parts(corpus, speech)
     material |= {"positives": mine["positives"], "real": mine}
     spoken_s = time.time() - begun
-    spotter = loop.fit(COMMANDS, material, [[] for _ in COMMANDS], steps, batch, lr, seed, start(), PAST_S, still=0)
+    spotter = loop.fit(COMMANDS, material, [[] for _ in COMMANDS], steps, batch, lr, seed, start(), PAST_S)
     sources = [corpus.origin(), {"name": Path(speech).name, "licence": "Apache 2.0"}]
     spotter.card["wake"] = {
         "engines": material["engines"], "clips": {c: len(w) for c, w in zip(COMMANDS, mine["positives"])},

@@ -108,7 +108,8 @@ def main():
     model, result["engines"] = cache / a.name / "model.safetensors", list(found)
     if not model.exists():
         spoken_s = time.time() - started
-        spotter = fit(WORDS, material, own, a.steps, a.batch, a.lr, a.seed, load(cache / a.start) if a.start else None)
+        begun, formants = load(cache / a.start) if a.start else None, voices.only_formants(found)
+        spotter = fit(WORDS, material, own, a.steps, a.batch, a.lr, a.seed, begun, formants=formants)
         spotter.card["seconds"] = {"speaking_s": round(spoken_s), "training_s": round(time.time() - started - spoken_s)}
         save_checkpoint(model, spotter.model.state_dict(), spotter.card)
     spotter = load(model)
