@@ -121,7 +121,7 @@ def wake_figures(runs):
         ax.set(xticks=range(len(names)), xticklabels=names, xlabel=label)
     left.set_ylim(0)  # once: it ends the search for limits that hold both sides
     left.set_ylabel("missed at one false alarm (%)")
-    left.legend(loc="upper right")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=5)
     caption = (
         "Misses at one false alarm in 23 minutes of running speech: against the number of real recordings that train, "
         "after the text alone (0), and against the number of synthetic voices. One seed for each point."
