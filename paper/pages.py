@@ -103,6 +103,15 @@ def readers(root):
             return f"{100 * measured['streams']['clean, windows']['0.5']['misses']:.0f}"
         return f"{measured['ordinary']['all']['0.5'][key]:.1f}"
 
+    def wake_example(key):
+        """Of the wake word of results/spot/example.json, missed recordings in per cent: at the "card"'s threshold for
+        one false alarm an hour, or at one alarm in the running speech ("swept").
+        """
+        found = json.loads((root / "results/spot/example.json").read_text())
+        clean, word = found["clean"], found["word"]
+        at = {"card": clean["at_card_thresholds"]["1"][word]["misses"], "swept": clean["words"][word][1]["misses"]}
+        return f"{100 * at[key]:.0f}"
+
     def published(path):
         """A number or text of published.yaml."""
         return facts.plain(stated["published"][path])
@@ -135,7 +144,8 @@ def readers(root):
         return f"{(root / 'kwslib/pretrained' / f'{model}.safetensors').stat().st_size / 1e6:.1f} MB"
 
     return {"fact": fact, "measured": measured, "times": times, "corpus": corpus, "at_other_rates": at_other_rates,
-            "quiet": quiet, "scan": scan, "detector": detector, "published": published, "claimed": claimed,
+            "quiet": quiet, "scan": scan, "detector": detector,
+            "wake_example": wake_example, "published": published, "claimed": claimed,
             "table": table, "size": size, "deviations": deviation_table,
             "label": lambda model: MODELS[model].label}  # fmt: skip
 
