@@ -30,7 +30,6 @@ from kwslib.training.optim import Average, Schedule, parameter_groups
 from kwslib.wake import loop, negatives, voices
 from kwslib.wake.pronunciation import ALONE
 from kwslib.wake.windows import Windows
-from paper.release import halved
 from paper.spotting.commands import HELD_FLITE, trimmed
 from paper.spotting.wake import recordings
 
@@ -145,9 +144,8 @@ def main():
     result = {"words": len(words), "steps": a.steps, "seed": a.seed, "validation": right(spotter, corpus)}
     result["engines"] = {e: [Path(v).name for v in names] for e, names in found.items()}
     result |= {"speaking_s": round(spoken), "training_s": round(time.time() - begun - spoken)}
-    save_checkpoint(
-        Path(a.out) / "model.safetensors", halved(spotter.model.state_dict()), spotter.card | {"run": result}
-    )
+    half = {k: v.half() if v.is_floating_point() else v for k, v in spotter.model.state_dict().items()}
+    save_checkpoint(Path(a.out) / "model.safetensors", half, spotter.card | {"run": result})
     write_json(a.results, result)
     print(result)
 
