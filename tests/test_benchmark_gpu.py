@@ -29,6 +29,16 @@ def test_a_folder_without_runs_is_told(tmp_path):
         grid.table(tmp_path)
 
 
+def test_the_table_says_how_the_authors_kernel_compares(root):
+    result = json.loads((root / "results/scan/gpu.json").read_text())
+    text = benchmark_gpu.table(result)
+    assert text == (root / "results/scan/gpu.md").read_text()
+    alone = {"batch": 1, "channels": 128, "length": 31, "mode": "forward", "dtype": "bfloat16"}
+    rows = [alone | {"ms": {"gpu": {"kwslib": 2.0, "mamba_ssm_cuda": 1.0}}}, alone | {"ms": {"gpu": {"kwslib": 2.0}}}]
+    of_both, of_ours = benchmark_gpu.table(result | {"scan": rows, "models": {}}).splitlines()[-2:]
+    assert of_both.split(" | ")[1:4] == ["2.00", "1.00", "0.50"] and of_ours.split(" | ")[2:4] == ["–", "–"]
+
+
 @pytest.mark.skipif(GPU, reason="a GPU is here")
 def test_the_benchmark_asks_for_a_gpu():
     with pytest.raises(KwsError, match="sees no GPU here"):

@@ -8,7 +8,8 @@
     models   a training step of the Mamba models, batch 64, bf16: as recorded CUDA graphs, launched kernel by kernel,
              and on the authors' kernel
 
-Peers are optional; one that does not import is named under `missing`, with the reason. Every side gets as many calls.
+gpu.md beside it is its table. Peers are optional; one that does not import is named under `missing`, with the reason.
+Every side gets as many calls.
 """
 
 from __future__ import annotations
@@ -17,24 +18,27 @@ import argparse
 import itertools
 import sys
 from functools import partial
+from pathlib import Path
 
+import pandas as pd
 import torch
 
 from kwslib.checkpoint import frontend_of
-from kwslib.io import CLIP, KwsError, cli, write_json
+from kwslib.io import CLIP, KwsError, cli, replacing, write_json
 from kwslib.machine import machine
-from kwslib.models.registry import build
+from kwslib.models.registry import MODELS, build
 from kwslib.scan import use_backend
 from kwslib.training.graphs import Graphed
 from paper.benchmarks.scan import benchmark_shapes, differences
 from paper.benchmarks.scan_peers import STATE, available, inputs, kwslib_scan, mamba_ssm_cuda, mambapy_scan, plain_loop
 from paper.benchmarks.timing import quartiles, rounds, watch_load
 from paper.benchmarks.training import recipe
+from paper.writing import captioned, significant
 
 BATCHES, CHANNELS, LENGTHS = (1, 64, 256), (128,), (31, 63, 126, 1000, 16_000)
 MOST = {"kwslib": 1e9, "mamba_ssm_cuda": 1e9, "mambapy": 4e8, "reference": 4e8}  # numbers with a state each
 LONGEST = {"reference": 126}  # the plain loop launches a dozen kernels a step
-MODELS = ("mamba_mel_small", "mamba_mel_medium", "mamba_mel_large", "mamba_mfcc_small", "mamba_light")
+STEPS = ("mamba_mel_small", "mamba_mel_medium", "mamba_mel_large", "mamba_mfcc_small", "mamba_light")
 SCANS = {
     "kwslib": partial(kwslib_scan, backend="triton"),
     "mamba_ssm_cuda": mamba_ssm_cuda,
@@ -101,12 +105,40 @@ def benchmark_gpu(out=None, small=False, budget=0.03, show=None):
             "scan": benchmark_shapes(
                 scans, shapes, budget, show, skipped, device, dtypes=(torch.float32, torch.bfloat16)
             ),
-            "models": benchmark_steps(MODELS[:1] if small else MODELS, 4 * budget, scans),
+            "models": benchmark_steps(STEPS[:1] if small else STEPS, 4 * budget, scans),
         }
     result |= load
     if out:
         write_json(out, result)
+        with replacing(Path(out).with_suffix(".md")) as scratch:
+            scratch.write_text(table(result), encoding="utf-8")
     return result
+
+
+def table(result):
+    """Markdown: the scan in bf16 at each shape, and the training steps, ours beside the authors' kernel."""
+
+    def row(task, ours, theirs, steps):
+        times = f"{theirs / ours:.2f}" if theirs else "–"
+        return [task, *(significant(ms) if ms else "–" for ms in (ours, theirs)), times, steps]
+
+    rows = []
+    for r in result["scan"]:
+        if r["dtype"] == "bfloat16" and "kwslib" in (ms := r["ms"]["gpu"]):
+            task = {"forward": "scan", "both": "scan and gradients"}[r["mode"]]
+            shape = f"{task}, {r['batch']} × {r['length']:,} × {r['channels']}"
+            rows.append(row(shape, ms["kwslib"], ms.get("mamba_ssm_cuda"), "–"))
+    for name, ways in result["models"].items():
+        ms = {way: found["p50"] for way, found in ways.items()}
+        task = f"training step, {MODELS[name].label}"
+        rows.append(row(task, ms["launched"], ms.get("mamba_ssm"), significant(ms["graph"])))
+    caption = (
+        "The selective scan in bf16 (clips × steps × channels, 16 states), and training steps of 64 clips: kwslib's "
+        "Triton kernel beside mamba_ssm's CUDA kernel, both launched from Python, medians; the last column is our "
+        f"step as one recorded CUDA graph. Timed on {result['machine']['gpu']}, PyTorch {result['machine']['torch']}."
+    )
+    names = ["Task", "kwslib (ms)", "mamba_ssm (ms)", "mamba_ssm's time, kwslib's = 1", "kwslib, recorded (ms)"]
+    return captioned(pd.DataFrame(rows, columns=names), caption)
 
 
 def main(argv=None):
