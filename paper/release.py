@@ -109,6 +109,7 @@ def wake_text(name, card, run, largest):
     wake, word, found = card["wake"], run["word"], run["clean"]
     engines, sources = " and ".join(wake["engines"]), wake["real_speech"]
     rows = [f"| {p['alarms']} | {100 * p['misses']:.1f} |" for p in found["words"][word]]
+    heard = "the voices' sentences and real speech" if card["validation"]["synthetic"] else "real speech"
     limits = card["detector"]["thresholds"]
     points = [
         f"| {float(r):g} | {limits[r][word]:.2f} | {100 * of[word]['misses']:.1f} | {of[word]['alarms']} |"
@@ -126,7 +127,7 @@ and sentences by the same voices, the training clips of {sources[0].get("name")}
 speech (Picovoice's speech-to-intent-benchmark, Apache 2.0). Licence of the data: {card["corpus"]["licence"]} and Apache 2.0. Code and weights: MIT.
 
 **Recipe.** From the shipped mamba_light; {wake["steps"]:,} steps of {wake["batch"]} windows, {wake["seconds"] / 60:.0f} minutes in all on a shared machine, seed
-{wake["seed"]}: `python -m paper.spotting.example`. Thresholds come from {card["validation"]["hours"]:.1f} h of speech without the word, most of it synthetic.
+{wake["seed"]}: `python -m paper.spotting.example`. Thresholds come from {card["validation"]["hours"]:.1f} h of {heard} without the word, kept from training.
 
 **Test.** {run["n"]:,} recordings of people saying the word (Picovoice's wake-word-benchmark, Apache 2.0), and {60 * found["hours"]:.0f} minutes of running speech
 that did not train; nobody named the speakers.

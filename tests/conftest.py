@@ -22,6 +22,15 @@ def real_clips():
     return path
 
 
+@pytest.fixture(scope="session")
+def wake_words():
+    """The zip with real recordings of wake words; tests that need it skip where it is absent."""
+    path = ROOT.parent / "shared" / "data" / "wake_words.zip"
+    if not path.is_file():
+        pytest.skip("real recordings absent: no ../shared/data/wake_words.zip beside the repository")
+    return path
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Small tensors: threads that wait for each other on a busy machine cost more than they bring."""

@@ -12,6 +12,7 @@ from scipy.stats import poisson as law
 import kwslib
 from kwslib.data.audio import coloured_noise
 from kwslib.data.folder import which_set
+from kwslib.io import read_json
 from paper.spotting import counts
 from paper.spotting.commands import COMMANDS, span, trimmed
 from paper.spotting.counts import Heard, alarms, delays, hits, mean_of_last, missed_at, per_thousand
@@ -121,10 +122,41 @@ def quiet(kind):
     return 0.1 * coloured_noise(rng, len(t), {"white": 0, "pink": 1, "brown": 2}[kind])
 
 
+@pytest.fixture(scope="module")
+def computer():
+    return kwslib.load("computer")
+
+
+def test_the_shipped_wake_word_is_the_one_that_was_judged(computer, root):
+    """Its card, what `pretrained` lists, and the run's file tell the same."""
+    entry = {m.name: m for m in kwslib.pretrained()}["computer"]
+    run, text = read_json(root / "results/spot/example.json"), (root / "kwslib/pretrained/computer.md").read_text()
+    limits, wake = computer.card["detector"]["thresholds"], computer.card["wake"]
+    assert computer.labels == entry.words == [run["word"]] and entry.n == run["n"]
+    assert entry.accuracy == 1 - run["clean"]["at_card_thresholds"]["1"]["computer"]["misses"]
+    assert limits["0.5"]["computer"] >= limits["1"]["computer"] >= limits["2"]["computer"]
+    assert wake["recordings"] == {"computer": 0} and list(wake["engines"]) == run["engines"]  # from its text alone
+    assert f"| {limits['1']['computer']:.2f} | {100 * (1 - entry.accuracy):.1f} |" in text
+
+
 @pytest.mark.parametrize("kind", ["silence", "white", "pink", "brown", "tones"])
-def test_what_is_no_speech_gives_nothing(shipped, kind):
+@pytest.mark.parametrize("name", ["shipped", "computer"])
+def test_what_is_no_speech_gives_nothing(name, kind, request):
+    spotter = request.getfixturevalue(name)
     for mode in ("windows", "carried"):
-        assert shipped.spot(quiet(kind).astype(np.float32), 16000, alarms_per_hour=1, mode=mode) == []
+        assert spotter.spot(quiet(kind).astype(np.float32), 16000, alarms_per_hour=1, mode=mode) == []
+
+
+def test_the_wake_word_is_heard_and_no_other(computer, wake_words):
+    """Every tenth recording of people saying it, and of the other two words."""
+    heard = {}
+    with zipfile.ZipFile(wake_words) as takes:
+        for word in ("computer", "snowboy", "view_glass"):
+            names = sorted(n for n in takes.namelist() if f"/{word}/" in n and n.endswith(".opus"))[::10]
+            waves = [soundfile.read(io.BytesIO(takes.read(n)), dtype="float32") for n in names]
+            heard[word] = [bool(computer.spot(wave, rate, alarms_per_hour=1)) for wave, rate in waves]
+    assert np.mean(heard["computer"]) > 0.75 and len(heard["computer"]) > 30
+    assert np.mean(heard["snowboy"] + heard["view_glass"]) < 0.05
 
 
 def test_it_hears_its_words_and_gives_nothing_for_others(shipped, real_clips):

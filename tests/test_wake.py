@@ -155,6 +155,35 @@ def test_thresholds_rise_as_fewer_alarms_are_allowed():
     assert np.mean(steps) == pytest.approx(np.log(10), rel=0.1)
 
 
+class Loudness:
+    """A detector of one phrase whose score is the level of each second, in thousands of steps."""
+
+    def __init__(self):
+        self.labels, self.card = ["hush"], {"detector": {"refractory_s": 0.5}}
+
+    def scores(self, wave, rate):
+        seconds = np.abs(wave[: len(wave) // rate * rate].astype(float)).reshape(-1, rate).max(1) / 1000
+        return np.arange(len(seconds)) + 1.0, seconds[:, None]
+
+
+def test_thresholds_come_from_real_speech_where_there_is_enough(tmp_path, monkeypatch):
+    """A synthetic voice with other words scores higher than people do; it is heard where people say too little."""
+    spoken = {"sentences": [("a b", np.full(RATE, 9000, np.int16))] * 50, "positives": [[np.full(RATE, 9, np.int16)]]}
+    real = [np.full(RATE, 20, np.int16)] * 20 + [np.full(100 * RATE, 300, np.int16)]
+    monkeypatch.setattr(report, "scene", lambda rng, wave: wave)
+    found = {}
+    for enough, limit in ((90, 1800), (90, 100), (600, 1800)):
+        monkeypatch.setattr(report, "ENOUGH", enough)
+        monkeypatch.setattr(report, "LIMIT", limit)
+        spotter = Loudness()
+        warnings = report.estimate(spotter, spoken, real, tmp_path)
+        seconds = round(3600 * spotter.card["validation"]["hours"])
+        found[enough, limit] = seconds, spotter.card["validation"]["synthetic"]
+        assert "are missed at one false alarm an hour" in warnings[0]  # 9 lies below what is heard without the phrase
+        assert (spotter.card["detector"]["thresholds"]["1"]["hush"] > 5) == (enough == 600)
+    assert found == {(90, 1800): (120, False), (90, 100): (100, False), (600, 1800): (170, True)}
+
+
 def test_phrases_and_recordings_are_checked(tmp_path):
     assert clean("Hey_Computer ") == "hey computer" and clean("what's up") == "whats up"
     with pytest.raises(KwsError, match="letters a to z"):

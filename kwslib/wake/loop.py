@@ -193,12 +193,11 @@ def loop(spotter, windows, material, steps, batch, lr, join=0.6, still=0):
         part.requires_grad_(False)
     warp, mask = TimeWarp(), SpecMask((1, 8), (1, 13))  # a band of up to 7 mels, and 12 frames
     words = torch.nn.Linear(model.head.norm.normalized_shape[0], max(windows.word_of) + 1)
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.02) + parameter_groups(words, 0.02), lr=lr, fused=True)
-    rate = Schedule(SimpleNamespace(schedule="cosine", lr=lr, final_lr=0.01, horizon=1, epochs=1, warmup=0.1), steps)
-    average, bf16, total, started = Average(model, 0.998), pick_precision("auto", device), 0.0, time.time()
+    descent = Descent(model, [words], lr, steps)
+    bf16, total, started = pick_precision("auto", device), 0.0, time.time()
     for step in range(steps):
         if step in (steps * 2 // 5, steps * 7 // 10) and steps >= 100:
-            spotter.model = average.of(model).eval()
+            spotter.model = descent.average.of(model).eval()
             windows.mined = mine(spotter, material)
             print(f"  {len(windows.mined)} false alarms join the negatives", file=sys.stderr, flush=True)
             spotter.model = model
@@ -206,8 +205,6 @@ def loop(spotter, windows, material, steps, batch, lr, join=0.6, still=0):
         model.train()
         for part in kept:
             part.eval()
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step)
         waves, targets, lone = windows.draw(batch)
         with autocast_to(device, bf16):
             features, inside = spotter.normalise(spotter.frontend(waves)), windows.size / waves.shape[1]
@@ -217,11 +214,7 @@ def loop(spotter, windows, material, steps, batch, lr, join=0.6, still=0):
             loss = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / batch
             if (lone >= 0).any():  # the encoder goes on hearing many words
                 loss = loss + 0.1 * F.cross_entropy(words(pooled[lone >= 0]).float(), lone[lone >= 0])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update(model)
+        descent.step(loss)
         total += loss.item()
         if step % 50 == 49:
             left = (time.time() - started) / (step + 1) * (steps - step - 1) / 60
@@ -229,15 +222,43 @@ def loop(spotter, windows, material, steps, batch, lr, join=0.6, still=0):
             total = 0.0
     if not math.isfinite(loss.item()):
         raise KwsError("the loss is not a number; train with a lower lr")
-    spotter.model = average.of(model).eval().requires_grad_(True)
+    spotter.model = descent.average.of(model).eval().requires_grad_(True)
+
+
+class Descent:
+    """`steps` of AdamW, with a warm-up and a cosine to 1 % of the rate, on gradients clipped at a norm of 1; `average`:
+    the running average of the model's weights. parts: modules that are trained beside the model."""
+
+    def __init__(self, model, parts, lr, steps):
+        groups = [group for part in (model, *parts) for group in parameter_groups(part, 0.02)]
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, fused=True)
+        recipe = SimpleNamespace(schedule="cosine", lr=lr, final_lr=0.01, horizon=1, epochs=1, warmup=0.1)
+        self.rate, self.done = Schedule(recipe, steps), 0
+        self.model, self.average = model, Average(model, 0.998)
+
+    def step(self, loss):
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(self.done)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update(self.model)
+        self.done += 1
+
+
+def frames_of(model, inputs):
+    """What a SequenceKWS would pool, normalised: (B, frames, d)."""
+    x, _ = model.frontend(inputs, None)
+    for block in model.blocks:
+        x = block(x)
+    return model.head.norm(x)
 
 
 def logits_of(model, inputs, share=1.0):
     """(logits (B, phrases), pooled features (B, d)) of a SequenceKWS, pooled over the last `share` of its frames."""
-    x, _ = model.frontend(inputs, None)
-    for block in model.blocks:
-        x = block(x)
-    pooled = model.head.norm(x[:, -round(share * x.shape[1]) :]).mean(1)
+    frames = frames_of(model, inputs)
+    pooled = frames[:, -round(share * frames.shape[1]) :].mean(1)
     return model.head.classify(pooled), pooled
 
 

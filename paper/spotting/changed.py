@@ -22,10 +22,7 @@ PAST_S, HOP = 0.5, 3  # the latter in frames of the model
 
 def highest(model, inputs, share=1.0):
     """As loop.logits_of, of the window with the highest score: a maximum over windows, `HOP` frames apart."""
-    x, _ = model.frontend(inputs, None)
-    for block in model.blocks:
-        x = block(x)
-    x = model.head.norm(x)
+    x = loop.frames_of(model, inputs)
     size = round(share * x.shape[1])
     means = torch.stack([x[:, at : at + size].mean(1) for at in range(x.shape[1] - size, -1, -HOP)], 1)
     return model.head.classify(means).amax(1), means[:, 0]

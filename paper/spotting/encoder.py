@@ -8,25 +8,19 @@ sounds alike in all voices is what a detector needs that hears its own phrase in
 Mamba-Light's shipped weights. One half of the running speech stands beside words; the other half judges detectors."""
 
 import argparse
-import math
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kwslib.checkpoint import read_checkpoint, save_checkpoint
+from kwslib.checkpoint import save_checkpoint
 from kwslib.data.augment import SpecMask, TimeWarp
 from kwslib.data.corpus import load_corpus
-from kwslib.data.features import Normalise, WaveToSpec
 from kwslib.data.tasks import noise_of
 from kwslib.io import SAMPLE_RATE, cli, write_json
 from kwslib.machine import autocast_to, keep_memory, pick_precision
-from kwslib.models.registry import build
-from kwslib.spotter import KeywordSpotter
-from kwslib.training.optim import Average, Schedule, parameter_groups
 from kwslib.wake import loop, negatives, voices
 from kwslib.wake.pronunciation import ALONE
 from kwslib.wake.windows import Windows
@@ -35,8 +29,6 @@ from paper.spotting.wake import recordings
 
 CLIPS = {"espeak-ng": 10, "flite": 3, "piper": 4}  # of each word: espeak-ng's in variants drawn anew, others' by voice
 SHARE = 3  # a word with real clips is drawn so many times as often
-START = "mamba_light"
-DB = 10 / math.log(10)  # of a natural logarithm of power
 
 
 def speak(words, seed=0, workers=1):
@@ -77,41 +69,29 @@ def material(corpus, speech, seed=0, workers=1):
 
 def begin(words, corpus):
     """A KeywordSpotter of these words with Mamba-Light's weights, on features scaled to what those have learned."""
-    weights, origin = read_checkpoint(START)
-    norm = {k: v / DB for k, v in origin["normalisation"].items()}
-    card = {"model": origin["model"], "labels": words, "corpus": corpus.origin(), "licence": "MIT"}
-    card["features"] = WaveToSpec(**origin["features"] | {"scale": "log"}).options
-    card |= {"normalisation": Normalise(**norm).options, "recipe": {"model": origin["model"], "init": START}}
-    model, last = build(card["model"], len(words)), "head.classify.4"
-    model.load_state_dict({k: v for k, v in weights.items() if not k.startswith(last)}, strict=False)
-    torch.nn.init.zeros_(model.head.classify[-1].bias)
-    return KeywordSpotter(model, card)
+    spotter = loop.fresh(words, loop.LISTEN)
+    spotter.card["corpus"] = corpus.origin()
+    del spotter.card["detector"]
+    torch.nn.init.zeros_(spotter.model.head.classify[-1].bias)
+    return spotter
 
 
 def fit(spotter, windows, which, steps, batch=64, lr=2e-3):
     """Cross-entropy over the words; ends with the running average of the weights in the spotter."""
     model, device, warp, mask = spotter.model, torch.device("cpu"), TimeWarp(), SpecMask((1, 8), (1, 13))
-    optimizer = torch.optim.AdamW(parameter_groups(model, 0.02), lr=lr, fused=True)
-    rate = Schedule(SimpleNamespace(schedule="cosine", lr=lr, final_lr=0.01, horizon=1, epochs=1, warmup=0.1), steps)
-    average, bf16, total = Average(model, 0.998), pick_precision("auto", device), 0.0
+    descent, bf16, total = loop.Descent(model, [], lr, steps), pick_precision("auto", device), 0.0
     for step in range(steps):
         model.train()
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step)
         waves, targets, _ = windows.draw(batch)
         with autocast_to(device, bf16):
             logits, _ = loop.logits_of(model, mask(warp(spotter.normalise(spotter.frontend(waves)))))
             loss = F.cross_entropy(logits.float(), which[targets.argmax(1)], label_smoothing=0.05)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update(model)
+        descent.step(loss)
         total += loss.item()
         if step % 50 == 49:
             print(f"step {step + 1}/{steps}  loss {total / 50:.3f}", flush=True)
             total = 0.0
-    spotter.model = average.of(model).eval()
+    spotter.model = descent.average.of(model).eval()
 
 
 def right(spotter, corpus):
