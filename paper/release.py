@@ -105,53 +105,59 @@ In half precision no score moves by more than {largest:.3f} of log-odds.
 
 
 def wake_text(name, card, run, largest):
-    """The model card of a wake word (paper/spotting/example.py) in Markdown, with its curve."""
-    wake, word, found = card["wake"], run["word"], run["clean"]
+    """The model card of wake words (paper/spotting/example.py) in Markdown, with their curve."""
+    wake, words, found = card["wake"], card["labels"], run["clean"]
     engines, sources = " and ".join(wake["engines"]), wake["real_speech"]
-    rows = [f"| {p['alarms']} | {100 * p['misses']:.1f} |" for p in found["words"][word]]
+    minutes, clips = f"{60 * found['hours']:.0f} minutes", sum(wake["clips"].values())
+    rows = [
+        f"| {points[0]['alarms']} | " + " | ".join(f"{100 * p['misses']:.1f}" for p in points) + " |"
+        for points in zip(*(found["words"][word] for word in words))
+    ]
     heard = "the voices' sentences and real speech" if card["validation"]["synthetic"] else "real speech"
     limits = card["detector"]["thresholds"]
     points = [
-        f"| {float(r):g} | {limits[r][word]:.2f} | {100 * of[word]['misses']:.1f} | {of[word]['alarms']} |"
-        for r, of in found["at_card_thresholds"].items()
+        f"| {float(rate):g} | {word} | {limits[rate][word]:.2f} | {100 * at['misses']:.1f} | {at['alarms']} |"
+        for rate, of in found["at_card_thresholds"].items()
+        for word, at in of.items()
     ]
+    asked = " ".join(f'"{word}"' for word in words)
     return f"""# {name}
 
-An example of a wake word of one's own: what `kws wake "{word}"` makes of the text alone. `kwslib.load("{name}").spot("a.wav", alarms_per_hour=1)`,
-or `.stream()`. Mamba-Light's encoder, one sigmoid over {card["detector"]["window_s"]:g} s: what is not the word gives no event. float16 on disk, float32 in use.
+An example of wake words of one's own: what `kws wake {asked}` makes of the text alone. `kwslib.load("{name}").spot("a.wav", alarms_per_hour=1)`,
+or `.stream()`. Mamba-Light's encoder, one sigmoid a phrase over {card["detector"]["window_s"]:g} s: what is none of them gives no event. float16 on disk, float32 in use.
 
-**Words.** {word}.
+**Phrases.** {", ".join(words)}.
 
-**Data and licence.** {wake["clips"][word]:,} clips of the word by {engines}; no recording of a person saying it. Negatives: near and common words
+**Data and licence.** {clips:,} clips of the phrases by {engines}; no recording of a person saying one. Negatives: near and common words
 and sentences by the same voices, the training clips of {sources[0].get("name")} ({card["corpus"]["attribution"]}), and 22 minutes of running
 speech (Picovoice's speech-to-intent-benchmark, Apache 2.0). Licence of the data: {card["corpus"]["licence"]} and Apache 2.0. Code and weights: MIT.
 
 **Recipe.** From the shipped mamba_light; {wake["steps"]:,} steps of {wake["batch"]} windows, {wake["seconds"] / 60:.0f} minutes in all on a shared machine, seed
-{wake["seed"]}: `python -m paper.spotting.example`. Thresholds come from {card["validation"]["hours"]:.1f} h of {heard} without the word, kept from training.
+{wake["seed"]}: `python -m paper.spotting.example`. Thresholds come from {card["validation"]["hours"]:.1f} h of {heard} without the phrases, kept from training.
 
-**Test.** {run["n"]:,} recordings of people saying the word (Picovoice's wake-word-benchmark, Apache 2.0), and {60 * found["hours"]:.0f} minutes of running speech
+**Test.** {card["test"]["n"]:,} recordings of people saying a phrase (Picovoice's wake-word-benchmark, Apache 2.0), and {minutes} of running speech
 that did not train; nobody named the speakers.
 
-| threshold for (false alarms an hour) | log-odds | missed (%) | false alarms in {60 * found["hours"]:.0f} minutes |
-|---|---|---|---|
+| threshold for (false alarms an hour) | phrase | log-odds | missed (%) | false alarms in {minutes} |
+|---|---|---|---|---|
 {chr(10).join(points)}
 
-With the threshold swept on that speech:
+Missed (%), with each phrase's threshold swept on that speech:
 
-| false alarms in {60 * found["hours"]:.0f} minutes | missed (%) |
-|---|---|
+| false alarms in {minutes} | {" | ".join(words)} |
+|---|{"---|" * len(words)}
 {chr(10).join(rows)}
 
 In half precision no score moves by more than {largest:.3f} of log-odds.
 
-**Limits.** One word, one seed, one set of recordings, on which the recipe was developed. Speech in noise is missed more often (chapter 7).
+**Limits.** Three phrases, one seed, one set of recordings, on which the recipe was developed. Speech in noise is missed more often (chapter 7).
 """  # noqa: E501
 
 
 def release_detector(checkpoint, corpus, out, name, result=None):
     """Write a halved detector and its card to `out`; returns the largest change of a score on validation clips.
 
-    result: of a wake word, the file that paper/spotting/example.py wrote."""
+    result: of wake words, the file that paper/spotting/example.py wrote."""
     weights, card = read_checkpoint(checkpoint)
     corpus, half, spotter, scores = load_corpus(corpus), halved(weights), load(checkpoint), []
     rows = (corpus.splits == "validation").nonzero()[0][:500]
@@ -162,9 +168,10 @@ def release_detector(checkpoint, corpus, out, name, result=None):
         raise KwsError(f"half precision moves a score of {checkpoint} by {largest:.2f}; ship the checkpoint as it is")
     if result:
         run = read_json(result, "result file")
-        heard = 1 - run["clean"]["at_card_thresholds"]["1"][run["word"]]["misses"]
-        spread = binomtest(round(heard * run["n"]), run["n"]).proportion_ci()
-        card["test"] = {"n": run["n"], "accuracy": heard, "interval": [spread.low, spread.high]}
+        at, n = run["clean"]["at_card_thresholds"]["1"], sum(run["n"].values())
+        heard = sum(round((1 - at[word]["misses"]) * run["n"][word]) for word in card["labels"])
+        spread = binomtest(heard, n).proportion_ci()
+        card["test"] = {"n": n, "accuracy": heard / n, "interval": [spread.low, spread.high]}
         text = wake_text(name, card, run, largest)
     else:
         found = card["spotting"]["clean"]["1.0"]
@@ -206,7 +213,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", help="checkpoint file, or the folder that holds model.safetensors")
     parser.add_argument(
-        "--results", help="results folder with its run, such as results/subset; of a wake word, its file"
+        "--results", help="results folder with its run, such as results/subset; of wake words, their file"
     )
     parser.add_argument("--name", help="of a detector (default: the checkpoint's folder)")
     parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
@@ -214,7 +221,7 @@ def main():
     a = parser.parse_args()
     if "detector" in (card := read_checkpoint(a.checkpoint)[1]):
         if "spotting" not in card and not a.results:
-            raise KwsError("--results is missing; give the file of this wake word, such as results/spot/example.json")
+            raise KwsError("--results is missing; give the file of these wake words, such as results/spot/example.json")
         result = None if "spotting" in card else a.results
         largest = release_detector(a.checkpoint, a.corpus, a.out, a.name or Path(a.checkpoint).name, result)
         print(f"{a.checkpoint}: half precision moves a score by {largest:.3f}; written to {a.out}")

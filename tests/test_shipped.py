@@ -34,7 +34,7 @@ def test_a_shipped_model_is_the_run_that_its_card_tells_of(shipped, root):
 
 
 def test_shipped_models_are_listed(shipped, root):
-    detectors = {"commands", "computer"}  # see test_spot.py
+    detectors = {"commands", "wake_words"}  # see test_spot.py
     listed = {model.name: model for model in kwslib.pretrained() if model.name not in detectors}
     assert list(listed) == [path.stem for path in shipped]
     for name, model in listed.items():

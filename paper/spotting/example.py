@@ -1,8 +1,8 @@
-"""The shipped example of a wake word: `kws wake` with one phrase, from its text alone, judged on real recordings.
+"""The shipped example of wake words: `kws wake` with three phrases, from their text alone, judged on real recordings.
 
-    python -m paper.spotting.example computer --data wake_words.zip --corpus data/spot --out checkpoints/spot/computer
+    python -m paper.spotting.example --data wake_words.zip --corpus data/spot --out checkpoints/spot/wake_words
 
-No recording of the word trains. Negatives are what a user could have at hand: a packed corpus and a folder of running
+No recording of the words trains. Negatives are what a user could have at hand: a packed corpus and a folder of running
 speech, here one half of it; the other half judges (results/spot/example.json)."""
 
 import argparse
@@ -14,12 +14,11 @@ import soundfile
 from kwslib.io import SAMPLE_RATE, cli, write_json
 from kwslib.spotter import load
 from kwslib.wake import train, voices
-from paper.spotting.wake import judge, recordings
+from paper.spotting.wake import WORDS, judge, recordings
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("word", help="one that wake_words.zip has recordings of")
     parser.add_argument("--data", required=True, help="wake_words.zip")
     parser.add_argument("--corpus", required=True, help="packed corpus: its training clips are negatives")
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
@@ -33,10 +32,10 @@ def main():
         speech.mkdir()
         for i, wave in enumerate(recordings(a.data, half=0)[None]):
             soundfile.write(speech / f"{i:04d}.flac", wave, SAMPLE_RATE)
-        card = train([a.word], a.out, negative_paths=[a.corpus, speech], steps=a.steps, found=found)
+        card = train(WORDS, a.out, negative_paths=[a.corpus, speech], steps=a.steps, found=found)
     takes = recordings(a.data, half=1)
-    speech, takes = takes.pop(None), {a.word: takes[a.word]}
-    result = {"word": a.word, "n": len(takes[a.word]), "engines": list(found), "steps": a.steps}
+    speech, n = takes.pop(None), {word: len(takes[word]) for word in WORDS}
+    result = {"n": n, "engines": list(found), "steps": a.steps}
     result |= {"seconds": card["wake"]["seconds"], "clean": judge(load(a.out), takes, speech)}
     write_json(a.results, result)
 
