@@ -137,7 +137,7 @@ def wake_figures(runs):
 
 
 def findings(runs):
-    """Each target, and whether the mean over seeds reaches it, in Markdown sentences; then what the seeds' spread is."""
+    """Each target, and whether the mean over seeds reaches it, in Markdown sentences; then how far seeds differ."""
     texts = [r for name, r in runs.items() if name.startswith("text")]
     seeds = f", mean of {len(texts)} seeds" if len(texts) > 1 else ""
     lines = []
