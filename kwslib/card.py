@@ -56,6 +56,7 @@ class Detector(_Part, extra="allow"):
     smooth: Annotated[int, Field(gt=0, le=1000)] = 1
     refractory_s: float = Field(0.0, ge=0)
     thresholds: dict[str, float | dict[str, float]] = {}
+    modes: list[Literal["windows", "carried"]] = Field(["windows", "carried"], min_length=1)  # it was trained for
 
 
 class Recipe(_Part, extra="allow"):

@@ -44,6 +44,14 @@ def seal(weights, about):
     return digest.hexdigest()
 
 
+def halved(weights):
+    """Floating-point weights as float16. Raises KwsError for a weight beyond its range."""
+    half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+    if bad := [k for k, v in half.items() if v.is_floating_point() and not v.isfinite().all()]:
+        raise KwsError(f"weight {bad[0]} does not fit half precision; keep the checkpoint as it is")
+    return half
+
+
 def save_tensors(path, tensors, **header):
     """Write tensors, and a header of one value that is kept as JSON, to a safetensors file, atomically."""
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from scipy.stats import binomtest
 
-from kwslib.checkpoint import read_checkpoint, save_checkpoint
+from kwslib.checkpoint import halved, read_checkpoint, save_checkpoint
 from kwslib.data.audio import to_float
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import select
@@ -23,14 +23,6 @@ from paper.spotting.counts import confused
 
 MOST = 0.001  # change of validation accuracy that half precision may make
 MOST_ODDS = 0.1  # and of a detector's score
-
-
-def halved(weights):
-    """Floating-point weights as float16; a weight beyond its range is refused."""
-    half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
-    if bad := [k for k, v in half.items() if v.is_floating_point() and not v.isfinite().all()]:
-        raise KwsError(f"weight {bad[0]} does not fit half precision; ship the checkpoint as it is")
-    return half
 
 
 def card_text(card, run, kept):

@@ -223,13 +223,6 @@ def test_a_shipped_model_is_small_and_says_what_it_is(trained, corpus, tmp_path)
     assert f"{100 * run['test']['accuracy']:.2f} %" in text and "CC0" in text and "**Limits.**" in text
 
 
-def test_what_does_not_fit_half_precision_is_not_shipped():
-    import torch
-
-    with pytest.raises(KwsError, match="weight b does not fit half precision"):
-        release.halved({"a": torch.ones(2), "b": torch.tensor([1e6])})
-
-
 def test_trials_are_laid_side_by_side(params, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(
         search.Profile,

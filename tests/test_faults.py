@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_predict import LABELS, checkpoint, chirp, sf, spotter  # noqa: F401 (some are fixtures)
 
 import kwslib
-from kwslib.checkpoint import read_checkpoint
+from kwslib.checkpoint import halved, read_checkpoint
 from kwslib.io import KwsError, locked, replacing
 from kwslib.spotter import load
 
@@ -105,12 +105,19 @@ def test_a_new_checkpoint_has_a_checksum_and_an_old_one_needs_none(checkpoint, t
     assert load(old).predict(chirp(), 16_000) == load(checkpoint).predict(chirp(), 16_000)
 
 
+def test_what_does_not_fit_half_precision_is_refused():
+    weights = {"a": torch.ones(2), "count": torch.tensor(3)}
+    assert {k: v.dtype for k, v in halved(weights).items()} == {"a": torch.float16, "count": torch.int64}
+    with pytest.raises(KwsError, match="weight b does not fit half precision"):
+        halved(weights | {"b": torch.tensor([1e6])})
+
+
 def test_what_is_changed_after_writing_is_refused(checkpoint, tmp_path):
     path, weights = tmp_path / "a.safetensors", load_file(checkpoint)
     name = max(weights, key=lambda k: weights[k].numel())
     bit = {k: v.clone() for k, v in weights.items()}
     bit[name].view(torch.int32).view(-1)[7] ^= 1
-    half = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
+    half = halved(weights)
     features = read_checkpoint(checkpoint)[1]["features"]
     for changes in (
         {"weights": bit},

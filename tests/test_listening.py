@@ -58,6 +58,16 @@ def test_events_are_scores_at_the_threshold_with_a_rest(monkeypatch):
         Stream(spotter, threshold={"no": 1.0})
 
 
+def test_thresholds_of_a_card_are_for_the_modes_that_it_names():
+    own = {"thresholds": {"1": 0.4}, "modes": ["carried"]}
+    spotter = a_spotter("mamba_light", own, n_fft=400, hop_length=200)
+    assert Stream(spotter).mode == "carried"
+    for how in ({}, {"alarms_per_hour": 1}):
+        with pytest.raises(KwsError, match="thresholds are for mode carried; give one of your own for windows"):
+            Stream(spotter, mode="windows", **how)
+    assert Stream(spotter, mode="windows", threshold=0.4).mode == "windows"
+
+
 def test_a_classifier_has_a_default_threshold_and_no_rates(spotters):
     stream = spotters("light").stream()
     assert np.allclose(1 / (1 + np.exp(-stream.thresholds)), 0.8)

@@ -219,6 +219,7 @@ def test_the_command_writes_a_detector_its_card_and_its_curve(trained):
     assert spotter.labels == ["open sesame", "go"]
     detector, wake = spotter.card["detector"], spotter.card["wake"]
     assert detector["window_s"] >= 1.5 and set(detector["thresholds"]) == {"0.5", "1", "2"}
+    assert detector["modes"] == ["windows"]  # nothing was heard before a window
     for phrase in spotter.labels:
         limits = [detector["thresholds"][rate][phrase] for rate in ("0.5", "1", "2")]
         assert limits == sorted(limits, reverse=True)

@@ -35,17 +35,18 @@ Event = namedtuple("Event", ("word", "time", "score"))
 class Stream:
     """Hears a stream of samples; `feed` it chunks.
 
-    mode: "windows" or "carried" (above); None: what the card's detector says, else "windows". threshold: log-odds at
-    which a word is heard, one number or {label: number}. alarms_per_hour: take the card's threshold for this rate of
-    false alarms. With neither, a detector takes the card's strictest and a classifier `CLASSIFIER`'s. times, scores:
-    of the decisions that the last call of `feed` or `finish` made, as `KeywordSpotter.scores` returns them.
+    mode: "windows" or "carried" (above); None: the first that the card's detector names, else "windows". threshold:
+    log-odds at which a word is heard, one number or {label: number}. alarms_per_hour: take the card's threshold for
+    this rate of false alarms. With neither, a detector takes the card's strictest and a classifier `CLASSIFIER`'s.
+    times, scores: of the decisions of the last call of `feed` or `finish`, as `KeywordSpotter.scores` returns them.
 
-    Raises KwsError for a mode that the model lacks, and for a rate that the card has no threshold for."""
+    Raises KwsError for a mode that the model lacks, and where the card has no threshold for the mode or the rate."""
 
     def __init__(self, spotter, mode=None, threshold=None, alarms_per_hour=None):
         own = spotter.card.get("detector", {})
         how = LISTENING | CLASSIFIER | own
-        self.spotter, self.smooth, self.mode = spotter, how["smooth"], mode or how.get("mode", "windows")
+        meant = own.get("modes", list(EARS))  # what the card's thresholds are for
+        self.spotter, self.smooth, self.mode = spotter, how["smooth"], mode or meant[0]
         self.window, self.step, self.rest = (
             round(how[key] * SAMPLE_RATE) for key in ("window_s", "hop_s", "refractory_s")
         )
@@ -54,6 +55,8 @@ class Stream:
         if not 0 < self.step <= self.window:
             raise KwsError(f"hop_s is {how['hop_s']} and window_s {how['window_s']}; a hop is within a window")
         if threshold is None:
+            if self.mode not in meant:
+                raise KwsError(f"the card's thresholds are for mode {meant[0]}; give one of your own for {self.mode}")
             threshold = threshold_of(own, alarms_per_hour)
         self.thresholds = per_label(threshold, spotter.labels)
         self.ear = EARS[self.mode](spotter, self.window, self.step)

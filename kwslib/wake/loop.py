@@ -144,6 +144,7 @@ def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None, past_s=0
     keep_memory()
     longest = np.quantile([len(w) for group in material["positives"] for w in group], 0.9) / SAMPLE_RATE
     listen = LISTEN | {"window_s": round(max(LISTEN["window_s"], 1.1 * longest + 0.2), 1)}
+    listen |= {"modes": ["windows", "carried"] if past_s else ["windows"]}
     size, real = round(listen["window_s"] * SAMPLE_RATE), material["real"]
     pools = {"near": material["near"], "word": material["word"], "sentence": material["sentences"]}
     pools["long"] = [w for w in real["train"] if len(w) > 1.2 * size]

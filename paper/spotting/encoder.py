@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kwslib.checkpoint import save_checkpoint
+from kwslib.checkpoint import halved, save_checkpoint
 from kwslib.data.augment import SpecMask, TimeWarp
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import noise_of
@@ -124,8 +124,8 @@ def main():
     result = {"words": len(words), "steps": a.steps, "seed": a.seed, "validation": right(spotter, corpus)}
     result["engines"] = {e: [Path(v).name for v in names] for e, names in found.items()}
     result |= {"speaking_s": round(spoken), "training_s": round(time.time() - begun - spoken)}
-    half = {k: v.half() if v.is_floating_point() else v for k, v in spotter.model.state_dict().items()}
-    save_checkpoint(Path(a.out) / "model.safetensors", half, spotter.card | {"run": result})
+    weights = halved(spotter.model.state_dict())
+    save_checkpoint(Path(a.out) / "model.safetensors", weights, spotter.card | {"run": result})
     write_json(a.results, result)
     print(result)
 
