@@ -220,7 +220,7 @@ def wake(argv=None):
     parser.add_argument(
         "--negatives", action="append", default=[], dest="negative_paths", metavar="PATH", help=negatives
     )
-    parser.add_argument("--steps", type=int, default=900, help="of 64 windows (default 900)")
+    parser.add_argument("--steps", type=int, default=600, help="of 64 windows (default 600)")
     parser.add_argument("--clips", type=int, default=450, help="synthetic clips of each phrase (default 450)")
     parser.add_argument("--seed", type=int, default=0)
     a = vars(parser.parse_args(argv))

@@ -56,6 +56,7 @@ def test_formant_voices_alone_start_from_the_encoder(windows, monkeypatch):
     """Another engine at hand, and training starts from the shipped classifier."""
     assert voices.only_formants({"espeak-ng": []}) and not voices.only_formants({"espeak-ng": [], "flite": ["slt"]})
     seen = []
+    monkeypatch.setattr(loop, "MEMBERS", 1)
     monkeypatch.setattr(loop, "loop", lambda spotter, *rest: seen.append((spotter.card["recipe"]["init"], rest[-1])))
     rng = np.random.default_rng(0)
     clips = [np.int16(rng.normal(0, 500, 40_000))]

@@ -5,6 +5,7 @@ import torch
 
 from kwslib.io import KwsError
 from kwslib.models import MODELS, build, cost, count_macs, count_parameters, features_of, macs_of, register
+from kwslib.models.ensemble import members_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,12 +37,25 @@ def test_options_reach_the_architecture():
     assert count_parameters(build("bc_resnet_3", 12, tau=1)) == count_parameters(build("bc_resnet_1", 12))
 
 
+def test_an_ensemble_gives_the_mean_of_its_members():
+    pair, x = build("mamba_light", 3, members=2, n_layers=1).eval(), torch.randn(2, 40, 64)
+    first, second = members_of(pair)
+    assert not torch.allclose(first(x), second(x), atol=1e-3)  # each has weights of its own
+    assert torch.allclose(pair(x), (first(x) + second(x)) / 2)
+    one = build("mamba_light", 3, members=1, n_layers=1)
+    assert members_of(one) == [one] and count_parameters(pair) == 2 * count_parameters(one)
+    assert count_macs(pair, x[:1]) == 2 * count_macs(one, x[:1])
+    for members in (0, 17, 1.5, True, "2"):
+        with pytest.raises(KwsError, match="members=.*give a whole number from 1 to 16"):
+            build("mamba_light", 3, members=members)
+
+
 def test_mistakes_in_options_are_told_in_a_sentence():
     with pytest.raises(
         KwsError, match="'mamba_light' has no option 'depth'; its options are d_model, n_layers, .*scan_b"
     ):
         build("mamba_light", depth=3)
-    with pytest.raises(KwsError, match="'keyword_cnn' has no option 'd_model'; it has none"):
+    with pytest.raises(KwsError, match="'keyword_cnn' has no option 'd_model'; its options are members"):
         build("keyword_cnn", d_model=3)
     with pytest.raises(KwsError, match="'kwt_1' cannot be built with d_model='wide'"):
         build("kwt_1", d_model="wide")

@@ -9,6 +9,7 @@ import kwslib
 from kwslib import cli
 from kwslib.io import KwsError, read_csv, write_json
 from kwslib.models import build
+from kwslib.models.ensemble import members_of
 from kwslib.wake import loop, negatives, report, train, voices
 from kwslib.wake.loop import clean, logits_of, loudest, own_takes
 from kwslib.wake.pronunciation import ALONE, FLUENT, full_phones, full_vowels
@@ -220,6 +221,8 @@ def test_the_command_writes_a_detector_its_card_and_its_curve(trained):
     detector, wake = spotter.card["detector"], spotter.card["wake"]
     assert detector["window_s"] >= 1.5 and set(detector["thresholds"]) == {"0.5", "1", "2"}
     assert detector["modes"] == ["windows"]  # nothing was heard before a window
+    first, second = (torch.cat([p.flatten() for p in m.parameters()]) for m in members_of(spotter.model))
+    assert len(first) == len(second) and not torch.equal(first, second)
     for phrase in spotter.labels:
         limits = [detector["thresholds"][rate][phrase] for rate in ("0.5", "1", "2")]
         assert limits == sorted(limits, reverse=True)

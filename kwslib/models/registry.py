@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kwslib.io import KwsError
+from kwslib.models.ensemble import Ensemble
 
 MODELS = {}  # name: Model, filled by `register`
+MOST = 16  # members of an ensemble
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,20 @@ def _defaults(make):
     return {k: p.default for k, p in inspect.signature(make).parameters.items() if p.default is not p.empty}
 
 
-def build(name, n_classes=35, **options):
-    """Model `name` of MODELS with fresh weights; options such as d_model override its own.
+def build(name, n_classes=35, members=1, **options):
+    """Model `name` of MODELS with fresh weights; options such as d_model override its own. members: so many of it in
+    one, an Ensemble.
 
     Raises KwsError for an unknown name or option, and for values that no model can be built with."""
+    if type(members) is not int or not 1 <= members <= MOST:
+        raise KwsError(f"model {name!r} cannot have members={members!r}; give a whole number from 1 to {MOST}")
+    if members > 1:
+        return Ensemble([build(name, n_classes, **options) for _ in range(members)])
     if name not in MODELS:
         raise KwsError(f"model {name!r} is unknown; it must be one of {', '.join(MODELS)}")
     model = MODELS[name]
     if unknown := [k for k in options if k not in model.options]:
-        allowed = f"its options are {', '.join(model.options)}" if model.options else "it has none"
+        allowed = f"its options are {', '.join([*model.options, 'members'])}"
         raise KwsError(f"model {name!r} has no option {unknown[0]!r}; {allowed}")
     try:
         return model.make(n_classes=n_classes, **options)

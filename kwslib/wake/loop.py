@@ -16,6 +16,7 @@ from kwslib.data.augment import SpecMask, TimeWarp
 from kwslib.data.features import Normalise, WaveToSpec
 from kwslib.io import SAMPLE_RATE, KwsError
 from kwslib.machine import autocast_to, keep_memory, pick_precision
+from kwslib.models.ensemble import Ensemble, members_of
 from kwslib.models.registry import build
 from kwslib.spotter import KeywordSpotter
 from kwslib.training.optim import Average, Schedule, parameter_groups
@@ -27,20 +28,21 @@ START = "mamba_light"  # the shipped weights that training starts from
 # Where formants are all there is, it starts from an encoder of many words in many voices (paper/spotting/encoder.py).
 # The front-end and so many of its blocks stay as they are.
 ENCODER, STILL = Path(__file__).with_name("encoder.safetensors"), 4
+MEMBERS = 2  # of an ensemble: which false alarm is the worst, and which speaker is missed, is chance of a training
 DB = 10 / math.log(10)  # of a natural logarithm of power
 LISTEN = {"window_s": 1.5, "hop_s": 0.1, "smooth": 3, "refractory_s": 1.0}
 
 
 def train(
-    phrases, out, recordings=(), negative_paths=(), steps=900, batch=64, clips=450, lr=1e-3, seed=0, workers=None,
+    phrases, out, recordings=(), negative_paths=(), steps=600, batch=64, clips=450, lr=1e-3, seed=0, workers=None,
     found=None, estimate=True,
 ):  # fmt: skip
     """Train one detector for all `phrases` and write it to the folder `out`. Returns the card.
 
     recordings: folders of the user's takes, one for each phrase: FOLDER/<phrase>/…, or the folder itself for a single
-    phrase. negative_paths: folders, zips or packed corpora of speech without the phrases. steps of `batch` windows;
-    clips: how many synthetic ones of each phrase. found: the engines to use (see voices.engines). estimate: measure the
-    curve and thresholds. Raises KwsError."""
+    phrase. negative_paths: folders, zips or packed corpora of speech without the phrases. steps of `batch` windows for
+    each member of the model; clips: how many synthetic ones of each phrase. found: the engines to use (see
+    voices.engines). estimate: measure the curve and thresholds. Raises KwsError."""
     phrases, out, started = [clean(p) for p in phrases], Path(out), time.time()
     if len(set(phrases)) < len(phrases) or not phrases:
         raise KwsError("phrases must be one or more different ones; say each once")
@@ -137,9 +139,9 @@ def speak_held(phrases, found, clips, seed=0, workers=None):
 
 
 def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None, past_s=0.0, formants=False):
-    """The trained KeywordSpotter. spotter: one that goes on, or None to start from shipped weights. past_s: seconds
-    heard before the window in half of the batches, for a detector that carries its state from window to window.
-    formants: no other voices speak."""
+    """The trained KeywordSpotter; each member of its model is trained by itself, on windows of its own. spotter: one
+    that goes on, or None to start from shipped weights, MEMBERS times. past_s: seconds heard before the window in half
+    of the batches, for a detector that carries its state from window to window. formants: no other voices speak."""
     torch.manual_seed(seed)
     keep_memory()
     longest = np.quantile([len(w) for group in material["positives"] for w in group], 0.9) / SAMPLE_RATE
@@ -153,9 +155,16 @@ def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None, past_s=0
         material["positives"], pools, material["word_of"], real["noise"], size, seed, round(past_s * SAMPLE_RATE)
     )
     start, still = (ENCODER, STILL) if formants else (START, 0)
-    goes_on, spotter = spotter is not None, spotter or fresh(phrases, listen, start)
+    goes_on, spotter = spotter is not None, spotter or fresh(phrases, listen, start, MEMBERS)
     windows.own = [[loudest(take, spoken) for take in group] for group, spoken in zip(takes, material["positives"])]
-    loop(spotter, windows, material, steps, batch, lr, 0.0 if goes_on else 0.6, still)
+    members = members_of(spotter.model)
+    for i, member in enumerate(members):
+        if len(members) > 1:
+            print(f"model {i + 1} of {len(members)}", file=sys.stderr, flush=True)
+        one = KeywordSpotter(member, spotter.card)
+        loop(one, windows, material, steps, batch, lr, 0.0 if goes_on else 0.6, still)
+        members[i] = one.model
+    spotter.model = Ensemble(members).eval() if len(members) > 1 else members[0]
     return spotter
 
 
@@ -166,19 +175,21 @@ def loudest(take, spoken):
     return take[start : start + size]
 
 
-def fresh(phrases, listen, start=START):
-    """A KeywordSpotter with an encoder's weights and a new head. Its features are ln(power + 1e-6), without a floor of
-    the clip's own, so that they do not depend on the window; scaled, they are what the encoder has learned to read."""
+def fresh(phrases, listen, start=START, members=1):
+    """A KeywordSpotter with an encoder's weights and a new head; with several `members`, each has them. Its features
+    are ln(power + 1e-6), without a floor of the clip's own, so that they do not depend on the window; scaled, they are
+    what the encoder has learned to read."""
     weights, origin = read_checkpoint(start)
     unit = 1 if origin["features"]["scale"] == "log" else DB
     norm = {k: v / unit for k, v in origin["normalisation"].items()}
     card = {"model": origin["model"], "labels": list(phrases), "corpus": origin["corpus"], "licence": "MIT"}
     card |= {"features": WaveToSpec(**origin["features"] | {"scale": "log"}).options}
     card |= {"normalisation": Normalise(**norm).options, "detector": dict(listen)}
-    card |= {"recipe": {"model": origin["model"], "init": Path(start).stem}}
-    model, last = build(card["model"], len(phrases)), "head.classify.4"
-    model.load_state_dict({k: v for k, v in weights.items() if not k.startswith(last)}, strict=False)
-    torch.nn.init.constant_(model.head.classify[-1].bias, -3.0)  # most windows hold no phrase
+    card |= {"recipe": {"model": origin["model"], "init": Path(start).stem, "model_options": {"members": members}}}
+    model, last = build(card["model"], len(phrases), members), "head.classify.4"
+    for member in members_of(model):
+        member.load_state_dict({k: v for k, v in weights.items() if not k.startswith(last)}, strict=False)
+        torch.nn.init.constant_(member.head.classify[-1].bias, -3.0)  # most windows hold no phrase
     return KeywordSpotter(model, card)
 
 
@@ -193,6 +204,7 @@ def loop(spotter, windows, material, steps, batch, lr, join=0.6, still=0):
     for part in kept:
         part.requires_grad_(False)
     warp, mask = TimeWarp(), SpecMask((1, 8), (1, 13))  # a band of up to 7 mels, and 12 frames
+    windows.mined = []
     words = torch.nn.Linear(model.head.norm.normalized_shape[0], max(windows.word_of) + 1)
     descent = Descent(model, [words], lr, steps)
     bf16, total, started = pick_precision("auto", device), 0.0, time.time()

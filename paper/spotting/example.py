@@ -24,7 +24,7 @@ def main():
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
     parser.add_argument("--results", default="results/spot/example.json", help="what the recordings say")
     parser.add_argument("--engines", nargs="+", default=["espeak-ng", "flite"])
-    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=600)
     a = parser.parse_args()
     found = {e: v for e, v in voices.engines().items() if e in a.engines}
     with tempfile.TemporaryDirectory() as folder:

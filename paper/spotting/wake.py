@@ -85,7 +85,7 @@ def main():
     parser.add_argument("--takes", type=int, default=0, help="real recordings of each word that train")
     parser.add_argument("--noise", action="store_true", help="judge in kitchen noise at 10 dB, too")
     parser.add_argument("--every", type=int, default=1, help="judge on every n-th recording only")
-    for key, value in dict(steps=900, batch=64, clips=450, seed=0).items():
+    for key, value in dict(steps=600, batch=64, clips=450, seed=0).items():
         parser.add_argument(f"--{key}", type=int, default=value)
     parser.add_argument("--lr", type=float, default=1e-3)
     a, started = parser.parse_args(), time.time()
