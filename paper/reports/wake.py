@@ -57,11 +57,12 @@ def family(runs, key):
 
 
 CHANGES = {
-    "recipe_before": "before: said as in a sentence, no time warp, softer, less real speech, mean of two windows",
-    "encoder_text": "from the encoder, of which the front-end and four blocks stay as they are",
+    "one_model": "one model instead of two",
+    "recipe_before": "one model, before: said as in a sentence, no time warp, softer, less real speech, mean of two windows",
+    "encoder_text": "one model, from the encoder, of which the front-end and four blocks stay as they are",
     "no_pace": "said as in a sentence, no vowel in full", "no_warp": "no time warp",
     "max_pooling": "trained on the highest of the windows in two seconds",
-    "whole_espeak": "espeak-ng alone, but from Mamba-Light's weights, all of them trained",
+    "whole_espeak": "one model, espeak-ng alone, but from Mamba-Light's weights, all of them trained",
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The recipe of wake words with one change: `python -m paper.spotting.changed CHANGE`, in results/wake/tried.
 
 Each is a run of paper.spotting.wake from the text alone, by espeak-ng and flite, to be compared with the run `text`. In
-`no_pace` and `no_warp` one part is as it was before. In `max_pooling` training hears half a second before
+`no_pace`, `no_warp` and `one_model` one part is as it was before. In `max_pooling` training hears half a second before
 the window, and a clip's score is the highest of the windows in it, not that of one window that holds the word."""
 
 import argparse
@@ -36,6 +36,7 @@ def max_pooling():
 
 
 CHANGES = {
+    "one_model": lambda: mock.patch.object(loop, "MEMBERS", 1),
     "no_pace": lambda: mock.patch.object(loop, "ALONE", FLUENT),  # said as in a sentence, with no vowel in full
     "no_warp": lambda: mock.patch.object(loop, "TimeWarp", torch.nn.Identity),
     "max_pooling": max_pooling,
