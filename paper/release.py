@@ -112,11 +112,12 @@ def wake_text(name, card, run, largest):
         for rate, of in found["at_card_thresholds"].items()
         for word, at in of.items()
     ]
-    asked = " ".join(f'"{word}"' for word in words)
+    asked, members = " ".join(f'"{word}"' for word in words), card["recipe"]["model_options"]["members"]
     return f"""# {name}
 
 An example of wake words of one's own: what `kws wake {asked}` makes of the text alone. `kwslib.load("{name}").spot("a.wav", alarms_per_hour=1)`,
-or `.stream()`. Mamba-Light's encoder, one sigmoid a phrase over {card["detector"]["window_s"]:g} s: what is none of them gives no event. float16 on disk, float32 in use.
+or `.stream()`. The mean of {members} models, each Mamba-Light's encoder with one sigmoid a phrase, over {card["detector"]["window_s"]:g} s: what is none of the
+phrases gives no event. float16 on disk, float32 in use.
 
 **Phrases.** {", ".join(words)}.
 
@@ -124,7 +125,7 @@ or `.stream()`. Mamba-Light's encoder, one sigmoid a phrase over {card["detector
 and sentences by the same voices, the training clips of {sources[0].get("name")} ({card["corpus"]["attribution"]}), and 22 minutes of running
 speech (Picovoice's speech-to-intent-benchmark, Apache 2.0). Licence of the data: {card["corpus"]["licence"]} and Apache 2.0. Code and weights: MIT.
 
-**Recipe.** From the shipped mamba_light; {wake["steps"]:,} steps of {wake["batch"]} windows, {wake["seconds"] / 60:.0f} minutes in all on a shared machine, seed
+**Recipe.** From the shipped mamba_light; {wake["steps"]:,} steps of {wake["batch"]} windows for each model, {wake["seconds"] / 60:.0f} minutes in all on a shared machine, seed
 {wake["seed"]}: `python -m paper.spotting.example`. Thresholds come from {card["validation"]["hours"]:.1f} h of {heard} without the phrases, kept from training.
 
 **Test.** {card["test"]["n"]:,} recordings of people saying a phrase (Picovoice's wake-word-benchmark, Apache 2.0), and {minutes} of running speech

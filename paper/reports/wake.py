@@ -58,11 +58,12 @@ def family(runs, key):
 
 CHANGES = {
     "one_model": "one model instead of two",
-    "recipe_before": "one model, before: said as in a sentence, no time warp, softer, less real speech, mean of two windows",
-    "encoder_text": "one model, from the encoder, of which the front-end and four blocks stay as they are",
-    "no_pace": "said as in a sentence, no vowel in full", "no_warp": "no time warp",
-    "max_pooling": "trained on the highest of the windows in two seconds",
-    "whole_espeak": "one model, espeak-ng alone, but from Mamba-Light's weights, all of them trained",
+    "recipe_before": "one model, of 900 steps; said as in a sentence, no time warp, softer, less real speech, mean of two windows",
+    "encoder_text": "one model, of 900 steps; from the encoder, of which the front-end and four blocks stay as they are",
+    "no_pace": "one model; said as in a sentence, no vowel in full",
+    "no_warp": "one model; no time warp",
+    "max_pooling": "one model; trained on the highest of the windows in two seconds",
+    "whole_espeak": "one model, of 900 steps; espeak-ng alone, but from Mamba-Light's weights, all of them trained",
 }  # fmt: skip
 
 
@@ -79,8 +80,8 @@ def tried_table(runs, folder):
         row = {"recipe": name} | {w: f"{v:.1f}" for w, v in clean.items()}
         rows.append(row | {f"mean, {KINDS['kitchen_10db']}": f"{noisy['mean']:.1f}" if noisy else "–"})
     caption = (
-        "Misses in % at one false alarm, with one change of the recipe; by espeak-ng and flite, where nothing else is "
-        "said. One seed each."
+        "Misses in % at one false alarm, with one change of the recipe, or of one model by it; by espeak-ng and flite, "
+        "where nothing else is said. One seed each."
     )
     return DataFrame(rows), caption
 

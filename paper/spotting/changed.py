@@ -1,8 +1,9 @@
 """The recipe of wake words with one change: `python -m paper.spotting.changed CHANGE`, in results/wake/tried.
 
-Each is a run of paper.spotting.wake from the text alone, by espeak-ng and flite, to be compared with the run `text`. In
-`no_pace`, `no_warp` and `one_model` one part is as it was before. In `max_pooling` training hears half a second before
-the window, and a clip's score is the highest of the windows in it, not that of one window that holds the word."""
+Each is a run of paper.spotting.wake from the text alone, by espeak-ng and flite, of one model instead of two: `one_model`
+is just that, and what the others are to be compared with. In `no_pace` and `no_warp` one part is as it was before. In
+`max_pooling` training hears half a second before the window, and a clip's score is the highest of the windows in it,
+not that of one window that holds the word."""
 
 import argparse
 import contextlib
@@ -36,7 +37,7 @@ def max_pooling():
 
 
 CHANGES = {
-    "one_model": lambda: mock.patch.object(loop, "MEMBERS", 1),
+    "one_model": contextlib.nullcontext,
     "no_pace": lambda: mock.patch.object(loop, "ALONE", FLUENT),  # said as in a sentence, with no vowel in full
     "no_warp": lambda: mock.patch.object(loop, "TimeWarp", torch.nn.Identity),
     "max_pooling": max_pooling,
@@ -51,7 +52,8 @@ def main():
     a = parser.parse_args()
     cache = f"data/wake/{a.change}"  # what was spoken may differ
     options = ["--data", a.data, "--corpus", a.corpus, "--cache", cache, "--engines", "espeak-ng", "flite", "--noise"]
-    with CHANGES[a.change](), mock.patch.object(sys, "argv", ["wake", f"tried/{a.change}", *options]):
+    argv = mock.patch.object(sys, "argv", ["wake", f"tried/{a.change}", *options])
+    with argv, mock.patch.object(loop, "MEMBERS", 1), CHANGES[a.change]():
         wake.main()
 
 
