@@ -1,8 +1,8 @@
 """The recipe of wake words with one change: `python -m paper.spotting.changed CHANGE`, in results/wake/tried.
 
-Each is a run of paper.spotting.wake from the text alone, by espeak-ng and flite, of one model instead of two. The change
-`one_model` is no other, and what the rest is to be compared with. In `no_pace` and `no_warp` one part is as it was
-before. In `max_pooling` training hears half a second before the window, and a clip's score is the highest of the
+Each is a run of paper.spotting.wake from the text alone, by espeak-ng and flite, of one model instead of two. That is
+all of the change `one_model`, with which the others are to be compared. In `no_pace` and `no_warp` one part is as it
+was before. In `max_pooling` training hears half a second before the window, and a clip's score is the highest of the
 windows in it, not that of one window that holds the word."""
 
 import argparse
