@@ -22,7 +22,7 @@ def run(name, misses, engines=("espeak-ng", "flite"), **options):
         words = {w: points(m + more + 0.02, m + more, m + more) for w, m in zip(WORDS, misses)}
         mean = {str(k): sum(words[w][k]["misses"] for w in WORDS) / len(WORDS) for k in range(3)}
         kinds[kind] = {"hours": 0.38, "words": words, "mean_misses": mean}
-    options = {"start": None, "takes": 0, "seed": 0, "variants": 0} | options
+    options = {"start": None, "takes": 0, "seed": 0, "variants": 0, "steps": 600} | options
     return {
         "run": name,
         "engines": list(engines),
@@ -66,10 +66,11 @@ def test_a_changed_recipe_stands_beside_the_recipe(runs, tmp_path):
     folder = tmp_path / "tried"
     assert "changes" not in wake.wake_tables(runs, folder)
     folder.mkdir()
-    (folder / "no_warp.json").write_text(json.dumps(run("tried/no_warp", (0.09, 0.05))))
+    (folder / "no_warp.json").write_text(json.dumps(run("tried/no_warp", (0.09, 0.05), steps=900)))
     df, caption = wake.wake_tables(runs, folder)["changes"]
     rows = df.set_index("recipe")
     assert list(rows["mean"]) == ["2.0", "7.0", "15.0"] and rows["computer"]["no time warp"] == "9.0"
+    assert list(rows["models × steps"]) == ["2 × 600", "1 × 900", "2 × 600"]
     assert list(rows["mean, kitchen noise, 10 dB"]) == ["12.0", "17.0", "25.0"] and "one false alarm" in caption
 
 
