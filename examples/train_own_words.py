@@ -16,7 +16,13 @@ def main(recordings, out, epochs=30):
     corpus = kwslib.pack(recordings, f"{out}-corpus")
     print({split: f"{clips} clips" for split, clips in corpus.card["clips"].items()})
     config = kwslib.load_config(
-        "mamba_light", corpus=corpus.root, out=out, epochs=epochs, batch_size=16, background_snr=None
+        "mamba_light",
+        init="mamba_light",
+        corpus=corpus.root,
+        out=out,
+        epochs=epochs,
+        batch_size=16,
+        background_snr=None,
     )
     card = train(config)
     print(f"best on validation: {card['validation']['accuracy']:.1%}, epoch {card['validation']['epoch']}")

@@ -214,19 +214,20 @@ def wake(argv=None):
     parser = parser_of("wake", wake.__doc__)
     parser.add_argument("phrases", nargs="+", metavar="PHRASE", help="what to listen for, such as 'hey computer'")
     parser.add_argument("--out", required=True, help="folder of the detector")
-    takes = "your takes of each phrase: FOLDER/PHRASE/…, or one folder for a single phrase; may be repeated"
+    takes = "your own recordings, in FOLDER/PHRASE/ (for one phrase, FOLDER itself will do); may be repeated"
     parser.add_argument("--recordings", action="append", default=[], metavar="FOLDER", help=takes)
     negatives = "speech without the phrases: a folder, zip or packed corpus; may be repeated"
     parser.add_argument(
         "--negatives", action="append", default=[], dest="negative_paths", metavar="PATH", help=negatives
     )
-    parser.add_argument("--steps", type=int, default=600, help="of 64 windows (default 600)")
+    parser.add_argument("--steps", type=int, default=600, help="of each of two models, 64 windows each (default 600)")
     parser.add_argument("--clips", type=int, default=450, help="synthetic clips of each phrase (default 450)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of all random draws (default 0)")
     a = vars(parser.parse_args(argv))
     card = run(**a)
     for rate, found in card["detector"]["thresholds"].items():
-        print(f"threshold for {rate} false alarms an hour: " + ", ".join(f"{p} {t:.2f}" for p, t in found.items()))
+        how = "" if float(rate) * card["validation"]["hours"] >= 1 else " (extrapolated)"
+        print(f"threshold for {rate} false alarms an hour{how}: " + ", ".join(f"{p} {t:.2f}" for p, t in found.items()))
     print(f"{a['out']} holds the detector, its card and its curve")
 
 

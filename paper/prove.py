@@ -7,9 +7,10 @@ A training is proved by its first epoch: the run's own recipe is trained for one
 `--before` (in a git worktree) and with the code in this folder; all weights must be equal bit for bit, and the epoch's
 losses and accuracies must be those of the history that the run left, unless that run was on a GPU. What only reads a
 checkpoint (robustness, streaming) is proved by running it on a shipped model with both codes: the results must be
-equal. The scan's benchmark is proved by the scan's bits, and its times in turns. Each proof is kept in
-results/<profile>/proofs, and only then is the stage's entry in dvc.lock renewed. A command that is only written in
-other quotes is the same command, and needs no run. Every other stage takes minutes: run it.
+equal. Wake words are proved by three small trainings (paper.spotting.witness). The scan's benchmark is proved by the
+scan's bits, and its times in turns. Each proof is kept in results/<profile>/proofs, and only then is the stage's entry
+in dvc.lock renewed. A command that is only written in other quotes is the same command, and needs no run. Every other
+stage takes minutes: run it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from threading import Lock
 
 from kwslib.io import KwsError, cli, read_csv, read_json, write_json
 from kwslib.training.config import read_yaml
+from paper.spotting import witness
 
 EPOCH = ("training_loss", "training_accuracy", "validation_loss", "validation_accuracy")
 WITNESS = "kwslib/pretrained/mamba_light.safetensors"  # a checkpoint that every clone has
@@ -149,13 +151,13 @@ WITNESS_LOCKS = defaultdict(Lock)  # of each kind: two threads would both comput
 
 
 def finding(kind, tree, root):
-    """`witness`, run once although several threads ask for it."""
+    """`reading`, run once although several threads ask for it."""
     with WITNESS_LOCKS[kind]:
-        return witness(kind, tree, root)
+        return reading(kind, tree, root)
 
 
 @cache
-def witness(kind, tree, root):
+def reading(kind, tree, root):
     """SHA-256 of what `paper.<kind>` of a tree finds for the shipped model, without what depends on the machine."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json" if kind == "streaming" else Path(folder)
@@ -210,7 +212,24 @@ for batch, length, channels in ((1, 31, 128), (64, 31, 128), (64, 63, 384)):
 print(json.dumps({"bits": digest.hexdigest(), "ms": ms}))
 """
 
+
+@cache
+def wake_witness(tree, root):
+    speech = read_yaml(root / "profiles/spot/dvc.yaml", "pipeline", "clone it again")["vars"][1]["speech"]
+    return witness.witness(tree, (root / speech).resolve(), root / "data/spot")
+
+
+def prove_wake(profile, kind, name, trees, root):
+    """The proof of a run of wake words: the hash of small runs of all kinds, equal in both."""
+    with WITNESS_LOCKS["wake"]:
+        found = {"what": "small runs of wake words"} | {when: wake_witness(tree, root) for when, tree in trees.items()}
+    if found["before"] != found["after"]:
+        raise KwsError(f"{profile} {name}: the small runs differ; run the stage again")
+    return found
+
+
 PROOFS = {"train": prove_training, "again": prove_training, "trial": prove_training, "taught": prove_training,
+          "words": prove_wake, "neural": prove_wake, "takes": prove_wake, "changed": prove_wake,
           "robustness": prove_reading, "streaming": prove_reading, "measure": prove_scan}  # fmt: skip
 
 

@@ -160,7 +160,7 @@ class Loudness:
     """A detector of one phrase whose score is the level of each second, in thousands of steps."""
 
     def __init__(self):
-        self.labels, self.card = ["hush"], {"detector": {"refractory_s": 0.5}}
+        self.labels, self.card = ["hush"], {"detector": {"refractory_s": 0.5, "window_s": 1.0}}
 
     def scores(self, wave, rate):
         seconds = np.abs(wave[: len(wave) // rate * rate].astype(float)).reshape(-1, rate).max(1) / 1000
@@ -185,6 +185,54 @@ def test_thresholds_come_from_real_speech_where_there_is_enough(tmp_path, monkey
     assert found == {(90, 1800): (120, False), (90, 100): (100, False), (600, 1800): (170, True)}
 
 
+def test_short_clips_are_heard_one_after_the_other(tmp_path, monkeypatch):
+    """Alone each would be decided on once: joined, words are heard as often as in running speech."""
+    heard, spotter = [], Loudness()
+    spoken = {"sentences": [], "positives": [[np.full(RATE, 9, np.int16)]]}
+    real = [np.full(RATE + i, i, np.int16) for i in range(70)] + [np.full(300 * RATE, 3, np.int16)]
+    monkeypatch.setattr(report, "ENOUGH", 60)
+    monkeypatch.setattr(report, "scene", lambda rng, wave: wave)
+    whole = spotter.scores
+    monkeypatch.setattr(spotter, "scores", lambda wave, rate: heard.append(len(wave)) or whole(wave, rate))
+    report.estimate(spotter, spoken, real, tmp_path)
+    assert sorted(map(len, real)) != sorted(heard) and sum(heard) == sum(map(len, real)) + RATE
+    assert len(heard) == 4 and min(heard) == RATE  # the long one, two streams of clips, and the phrase itself
+
+
+def test_a_long_recording_trains_and_is_held_out(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, seconds in (("kitchen.flac", 630), ("short.flac", 90)):
+        soundfile.write(tmp_path / name, rng.normal(0, 0.1, seconds * RATE), RATE)
+    found = negatives.real([tmp_path], ["hush"])
+    long = [p for p in (*found["train"], *found["held"]) if len(p) != 90 * RATE]
+    assert sum(map(len, long)) == 630 * RATE and max(map(len, long)) == 60 * RATE
+    assert 100 * RATE > sum(len(p) for p in found["held"] if len(p) != 90 * RATE) > 60 * RATE
+    assert sum(len(p) == 90 * RATE for p in found["train"]) == 1 - negatives.held("short.flac")
+
+
+def test_held_sentences_have_no_word_of_a_near_phrase(monkeypatch):
+    said = []
+    monkeypatch.setattr(voices, "jobs", lambda texts, *rest, **more: said.extend(texts) or [])
+    monkeypatch.setattr(loop, "spoken", lambda wanted, phrases, workers: wanted)
+    held = [word for word in negatives.COMMON if negatives.held(word)]
+    loop.speak_held(["hush"], {}, 450, near=set(held[::2]))
+    words = {word for text in said for word in text.split()} - {"hush"}
+    assert words == set(held[1::2])
+
+
+def test_false_alarms_of_training_join_the_negatives(windows, monkeypatch):
+    """At 40 % and 70 % of the steps, with the weights' average: windows of the streams, each as long as a window."""
+    sentences = [np.random.default_rng(i).normal(0, 3000, 5 * RATE).astype(np.int16) for i in range(3)]
+    spotter, drawn = loop.fresh(["hush"], loop.LISTEN), []
+    draw = windows.draw
+    monkeypatch.setattr(windows, "draw", lambda n: drawn.append(len(windows.mined)) or draw(n))
+    loop.loop(spotter, windows, {"sentences": sentences, "real": {"train": []}}, 100, 2, 1e-4)
+    assert drawn[0] == drawn[39] == 0 and drawn[40] == drawn[99] == 3
+    assert all(len(window) == windows.size for window in windows.mined)
+    with torch.no_grad():
+        assert spotter.logits(draw(2)[0]).isfinite().all()
+
+
 def test_phrases_and_recordings_are_checked(tmp_path):
     assert clean("Hey_Computer ") == "hey computer" and clean("what's up") == "whats up"
     with pytest.raises(KwsError, match="letters a to z"):
@@ -196,6 +244,10 @@ def test_phrases_and_recordings_are_checked(tmp_path):
         train(["stop", "Stop"], tmp_path / "out")
     with pytest.raises(KwsError, match="no audio"):
         own_takes([tmp_path / "other"], ["one"])
+    soundfile.write(tmp_path / "other/a.wav", np.ones(RATE) / 2, RATE)
+    (tmp_path / "session_1").mkdir()  # no phrase, and none that could be said
+    assert [len(t) for t in own_takes([tmp_path], ["other", "one"])] == [1, 0]
+    assert [len(t) for t in own_takes([tmp_path], ["one"])] == [1]  # all that is there
 
 
 @pytest.fixture(scope="module")

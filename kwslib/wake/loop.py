@@ -29,6 +29,7 @@ START = "mamba_light"  # the shipped weights that training starts from
 # The front-end and so many of its blocks stay as they are.
 ENCODER, STILL = Path(__file__).with_name("encoder.safetensors"), 4
 MEMBERS = 2  # of an ensemble: which false alarm is the worst, and which speaker is missed, is chance of a training
+GO_ON = 220 / 600  # steps with the user's recordings, after those of the text, as a share of these; at half the rate
 DB = 10 / math.log(10)  # of a natural logarithm of power
 LISTEN = {"window_s": 1.5, "hop_s": 0.1, "smooth": 3, "refractory_s": 1.0}
 
@@ -50,7 +51,12 @@ def train(
     takes = own_takes(recordings, phrases)
     found = found or voices.engines()
     material = speak(phrases, found, negatives.real(negative_paths, phrases), clips, seed, workers)
-    spotter = fit(phrases, material, takes, steps, batch, lr, seed, formants=voices.only_formants(found))
+    formants = voices.only_formants(found)
+    spotter = fit(phrases, material, [[] for _ in phrases], steps, batch, lr, seed, formants=formants)
+    if any(takes):
+        print("your recordings join", file=sys.stderr, flush=True)
+        more = max(1, round(GO_ON * steps))
+        spotter = fit(phrases, material, takes, more, batch, lr / 2, seed, spotter, formants=formants)
     card = spotter.card
     card["wake"] = {
         "engines": {e: [Path(v).name for v in names] for e, names in found.items()},
@@ -61,7 +67,8 @@ def train(
     }  # fmt: skip
     warnings = report.bad_choices(phrases, material["sounds"])
     if estimate:
-        held = speak_held(phrases, found, clips, seed, workers)
+        near = {word for group in material["near_words"].values() for spelling in group for word in spelling.split()}
+        held = speak_held(phrases, found, clips, seed, workers, near)
         warnings += report.estimate(spotter, held, material["real"]["held"], out)
     card["wake"] |= {"warnings": warnings, "seconds": round(time.time() - started)}
     save_checkpoint(out / "model.safetensors", spotter.model.state_dict(), card)
@@ -70,9 +77,14 @@ def train(
     return card
 
 
+def spelled(name):
+    """A phrase, or the name of a folder for it, in small letters and without underscores and apostrophes."""
+    return " ".join(name.lower().replace("_", " ").replace("'", "").split())
+
+
 def clean(phrase):
-    """The phrase in small letters. Raises KwsError for what a voice cannot say."""
-    text = " ".join(phrase.lower().replace("_", " ").replace("'", "").split())
+    """The phrase as `spelled`. Raises KwsError for what a voice cannot say."""
+    text = spelled(phrase)
     if not text.replace(" ", "").isascii() or not text.replace(" ", "").isalpha():
         raise KwsError(f"phrase {phrase!r} is not words of the letters a to z; spell it as it is spoken")
     return text
@@ -82,10 +94,10 @@ def own_takes(folders, phrases):
     """The user's takes of each phrase, int16 waves, untrimmed. Raises KwsError where a folder is of no phrase."""
     takes = {p: [] for p in phrases}
     for folder in map(Path, folders):
-        inside = {clean(p.name): p for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else {}
+        inside = {spelled(p.name): p for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else {}
         named = {p: inside[p] for p in phrases if p in inside}
-        if not named and folder.name.lower().replace("_", " ") in phrases:
-            named = {folder.name.lower().replace("_", " "): folder}
+        if not named and spelled(folder.name) in phrases:
+            named = {spelled(folder.name): folder}
         if not named and len(phrases) == 1:
             named = {phrases[0]: folder}
         if not named:
@@ -128,10 +140,11 @@ def spoken(wanted, phrases, workers):
     return made
 
 
-def speak_held(phrases, found, clips, seed=0, workers=None):
+def speak_held(phrases, found, clips, seed=0, workers=None, near=()):
     """The phrases, and sentences of words that training never meets, in voices that it never meets: with the usual
-    `clips` two and a half hours of them, so that a threshold for one false alarm an hour is one that was counted."""
-    words = [w for w in negatives.COMMON if negatives.held(w) and w not in phrases]
+    `clips` two and a half hours of them, so that a threshold for one false alarm an hour is one that was counted.
+    near: words that training meets in near phrases."""
+    words = [w for w in negatives.COMMON if negatives.held(w) and w not in phrases and w not in near]
     return spoken({
         "positives": voices.jobs(phrases, max(8, clips // 6), found, seed + 5, held=True, pace=ALONE),
         "sentences": voices.jobs(negatives.sentences(words, 4 * clips, seed + 6), 1, found, seed + 6, held=True),
@@ -155,14 +168,14 @@ def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None, past_s=0
         material["positives"], pools, material["word_of"], real["noise"], size, seed, round(past_s * SAMPLE_RATE)
     )
     start, still = (ENCODER, STILL) if formants else (START, 0)
-    goes_on, spotter = spotter is not None, spotter or fresh(phrases, listen, start, MEMBERS)
+    spotter = spotter or fresh(phrases, listen, start, MEMBERS)
     windows.own = [[loudest(take, spoken) for take in group] for group, spoken in zip(takes, material["positives"])]
     members = members_of(spotter.model)
     for i, member in enumerate(members):
         if len(members) > 1:
             print(f"model {i + 1} of {len(members)}", file=sys.stderr, flush=True)
         one = KeywordSpotter(member, spotter.card)
-        loop(one, windows, material, steps, batch, lr, 0.0 if goes_on else 0.6, still)
+        loop(one, windows, material, steps, batch, lr, still)
         members[i] = one.model
     spotter.model = Ensemble(members).eval() if len(members) > 1 else members[0]
     return spotter
@@ -193,9 +206,9 @@ def fresh(phrases, listen, start=START, members=1):
     return KeywordSpotter(model, card)
 
 
-def loop(spotter, windows, material, steps, batch, lr, join=0.6, still=0):
-    """`steps` of AdamW on freshly drawn windows; at 40 % and 70 % the worst false alarms join the negatives, and after
-    the share `join` the user's own takes the positives. Ends with the running average of the weights in the spotter.
+def loop(spotter, windows, material, steps, batch, lr, still=0):
+    """`steps` of AdamW on freshly drawn windows; at 40 % and 70 % the worst false alarms join the negatives. Ends with
+    the running average of the weights in the spotter.
 
     still: how many blocks are not trained, nor the front-end; 0: all weights are. Of formant voices a whole model
     learns that they are no people: all positives are synthetic, and all real speech is a negative."""
@@ -214,7 +227,6 @@ def loop(spotter, windows, material, steps, batch, lr, join=0.6, still=0):
             windows.mined = mine(spotter, material)
             print(f"  {len(windows.mined)} false alarms join the negatives", file=sys.stderr, flush=True)
             spotter.model = model
-        windows.own_share = 0.5 * (step >= join * steps)
         model.train()
         for part in kept:
             part.eval()

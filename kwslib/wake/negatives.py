@@ -15,6 +15,7 @@ AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 VOWELS = set("aeiouyæɐɑɒɔəɚɛɜɪʊʌᵻøɵɨʉ")
 ALIKE = [set(pair) for pair in ("tdɾ", "pb", "kɡ", "sz", "fv", "θð", "ʃʒ", "nm", "nŋ", "lɫ", "rɹ")]  # in some accents
 COMMON = Path(__file__).with_name("words.txt").read_text().split()
+LONG = 60 * SAMPLE_RATE  # samples of a piece of a recording that is longer than two such
 ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p pl pr r s sh sl sm sn sp st t th tr v w y z".split()
 CODAS = "b ck d f g l m n nd ng nt p r rt s st t th x z".split()
 
@@ -100,7 +101,8 @@ def sentences(words, count, seed):
 def real(paths, phrases):
     """Real speech without the phrases, from packed corpora, folders and zips: a dict of lists of int16 waves.
 
-    train, held (one file in five, or a corpus' validation split; never its test split), noise (a corpus' background
+    train, held (one file in five and the last fifth of a long one, or a corpus' validation split; never its test
+    split), noise (a corpus' background
     noise for training), sources (names). Clips of a corpus whose word is a phrase, or in one, are left out."""
     found = {"train": [], "held": [], "noise": [], "sources": []}
     own = {word for phrase in phrases for word in phrase.split()}
@@ -117,7 +119,10 @@ def real(paths, phrases):
                 found["noise"].append(noise_of(corpus, "training").flatten())
             continue
         for name, wave in recordings(path):
-            found["held" if held(name) else "train"].append(wave)
+            pieces = np.split(wave, range(LONG, len(wave), LONG)) if len(wave) > 2 * LONG else [wave]
+            kept = max(1, len(pieces) // 5) if len(pieces) > 1 else int(held(name))
+            found["train"] += pieces[: len(pieces) - kept]
+            found["held"] += pieces[len(pieces) - kept :]
     return found
 
 

@@ -9,6 +9,7 @@ from kwslib.wake import negatives
 
 RATES = (0.5, 1, 2)  # false alarms an hour, for which the card has thresholds
 LIMIT, ENOUGH = 1800, 600  # seconds of real speech that the estimate reads at most, and that it can do with
+CLIPS = 60  # short clips follow each other as in running speech, so many in one stream
 
 
 def peaks(times, scores, apart):
@@ -66,13 +67,18 @@ def estimate(spotter, spoken, real, out):
     spoken: the phrases in `positives` and `sentences`, of voices and words that training never met; real: int16
     waves of speech that it never met, perhaps none. The false alarms are counted on real speech, the longest waves
     first, and on the sentences only where there is too little of it: a voice that said the phrase in training makes
-    more false alarms with other words than people do."""
+    more false alarms with other words than people do. A short clip alone would be decided on once, and not ten times a
+    second: clips are joined."""
     rng, card = np.random.default_rng(1), spotter.card
     stream, heard = [], 0
     for i in sorted(rng.permutation(len(real)), key=lambda i: -len(real[i])):
         if heard < LIMIT * SAMPLE_RATE:
             stream.append(real[i])
             heard += len(real[i])
+    size = 2 * round(card["detector"]["window_s"] * SAMPLE_RATE)
+    clips = [wave for wave in stream if len(wave) < size]
+    stream = [wave for wave in stream if len(wave) >= size]
+    stream += [np.concatenate(clips[i : i + CLIPS]) for i in range(0, len(clips), CLIPS)]
     if synthetic := heard < ENOUGH * SAMPLE_RATE:
         stream += [scene(rng, wave) for _, wave in spoken["sentences"]]
     hours = sum(map(len, stream)) / SAMPLE_RATE / 3600

@@ -18,12 +18,12 @@ class Windows:
     window; past: samples that are heard before it in half of the batches; shares:
     what a batch is made of.
 
-    own: for each phrase its user's recordings, trimmed, which make up `own_share` of the positives where there are any;
+    own: for each phrase its user's recordings, trimmed, which make up half of the positives where there are any;
     mined: windows that an earlier state of the model took for a phrase."""
 
     def __init__(self, positives, negatives, word_of, noises, size, seed=0, past=0, shares=SHARES):
         self.positives, self.negatives, self.word_of = positives, negatives, word_of
-        self.size, self.rng, self.own, self.own_share = size, np.random.default_rng(seed), None, 0.0
+        self.size, self.rng, self.own = size, np.random.default_rng(seed), None
         self.mined, self.past, self.shares = [], past, shares
         made = [coloured_noise(self.rng, 10 * SAMPLE_RATE, e).astype(np.float32) * 0.1 for e in (0, 0.5, 1, 1.5, 2)]
         self.noises = [np.float32(n) / 32768 for n in noises if len(n) > 2 * size] or made
@@ -53,7 +53,7 @@ class Windows:
         rng, word = self.rng, -1
         phrase = int(rng.integers(len(self.positives)))
         if kind in ("phrase", "part"):
-            own = self.own and self.own[phrase] and rng.uniform() < self.own_share
+            own = self.own and self.own[phrase] and rng.uniform() < 0.5
             wave = self._pick(self.own[phrase] if own else self.positives[phrase])
         elif kind == "mined" and self.mined:
             return self._pick(self.mined).astype(np.float32) / 32768, -1, -1
