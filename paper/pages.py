@@ -106,9 +106,13 @@ def readers(root):
 
     def wake_example(key):
         """Of the wake words of results/spot/example.json, missed recordings in per cent, their mean: at the "card"'s
-        thresholds for one false alarm an hour, or at one alarm in the running speech ("swept").
+        thresholds for one false alarm an hour, or at one alarm in the running speech ("swept"); or the "minutes" that
+        it took to make them.
         """
-        clean = json.loads((root / "results/spot/example.json").read_text())["clean"]
+        run = json.loads((root / "results/spot/example.json").read_text())
+        if key == "minutes":
+            return f"{run['seconds'] / 60:.0f}"
+        clean = run["clean"]
         at = clean["at_card_thresholds"]["1"].values()
         return f"{100 * (mean(w['misses'] for w in at) if key == 'card' else clean['mean_misses']['1']):.0f}"
 

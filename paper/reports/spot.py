@@ -37,7 +37,8 @@ def spot_tables(found):
         "ordinary": (
             ordinary_table(c),
             "False alarms an hour of all eight words together, on what has no command, with exact Poisson intervals. "
-            "The running speech is real; sentences are synthetic, by voices and words never trained on.",
+            "The running speech is real; sentences are synthetic, by voices that never trained, in words that no "
+            "synthetic voice said in training.",
         ),
         "confusable": (
             confusable_table(c),
@@ -114,7 +115,8 @@ def at_rates(points, head, cell, digits=1):
 def confusable_table(c):
     rows = []
     for group, rates in c["confusable"].items():
-        row = {"words": group, "n": f"{rates['0.5']['n']:,}"}
+        name = {"words never heard": "words with no real clip in training"}.get(group, group)
+        row = {"words": name, "n": f"{rates['0.5']['n']:,}"}
         row |= at_rates(rates, "per 1,000 at {:g}/h", "{per_1000:.0f}", digits=0)
         worst = rates["0.5"]["worst"]
         rows.append(row | {"most often": ", ".join(f"{w} ({100 * s:.0f} %)" for w, s in worst.items() if s)})
