@@ -172,6 +172,6 @@ def findings(runs):
         means = [misses(r)["mean"] for r in texts]
         lines.append(
             f"- {len(means)} seeds of the text alone miss {min(means):.1f} to {max(means):.1f} %: what lies within "
-            f"{significant(max(means) - min(means), 2)} points of another single run may be chance. Other rows are one seed."
+            f"{significant(max(means) - min(means), 2)} points of a single run may be chance. Other rows are one seed."
         )
     return "\n".join(lines)
