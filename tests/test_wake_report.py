@@ -91,13 +91,13 @@ def test_the_figure_orders_runs_by_what_is_varied(runs):
 
 def test_findings_say_what_is_reached(runs):
     text, espeak, ten, spread = wake.findings(runs).splitlines()
-    missed = "missed are 3.5 % at one false alarm and 5.5 % at none (target: 4 %, reached at one, not at none)"
-    assert f"mean of 2 seeds: {missed}; of “computer” 5.0 % at one" in text
+    missed = "the misses are 3.5 % at one false alarm and 5.5 % at none (target: 4 %, reached at one, not at none)"
+    assert f"mean of 2 seeds, {missed}; for “computer” 5.0 % at one" in text
     assert text.endswith(
         "in kitchen noise at 10 dB 13.5 % at one false alarm and 15.5 % at none (target: 20 %, reached)."
     )
-    assert "missed are 15.0 % at one false alarm and 17.0 % at none (target: 10 %, not reached)" in espeak
-    missed = "missed are 3.0 % at one false alarm and 5.0 % at none (target: 1.5 %, not reached)"
-    assert f"{missed}; of “computer” 5.0 % at one false alarm and 7.0 % at none (target: 4 %, not reached)" in ten
+    assert "the misses are 15.0 % at one false alarm and 17.0 % at none (target: 10 %, not reached)" in espeak
+    missed = "the misses are 3.0 % at one false alarm and 5.0 % at none (target: 1.5 %, not reached)"
+    assert f"{missed}; for “computer” 5.0 % at one false alarm and 7.0 % at none (target: 4 %, not reached)" in ten
     assert "in kitchen noise at 10 dB 13.0 % at one false alarm and 15.0 % at none (target: 8 %, not reached)" in ten
     assert "2 seeds of the text alone miss 2.0 to 5.0 %" in spread and "3.0 points" in spread

@@ -164,10 +164,10 @@ def findings(runs):
         if not own or own[0] is None:
             continue
         (one, none), (most, worst, noisy) = (mean_misses(own, alarms=k) for k in (1, 0)), TARGETS[name]
-        said = f"{what}: missed are {against(one.pop('mean'), none['mean'], most)}"
+        said = f"{what}, the misses are {against(one.pop('mean'), none['mean'], most)}"
         least = max(one, key=one.get)
         if worst:
-            said += f"; of “{least}” {against(one[least], none[least], worst)}"
+            said += f"; for “{least}” {against(one[least], none[least], worst)}"
         if noisy and (loud := mean_misses(own, "kitchen_10db").get("mean")):
             said += f"; in kitchen noise at 10 dB {against(loud, mean_misses(own, 'kitchen_10db', 0)['mean'], noisy)}"
         lines.append(f"- {said}.")
