@@ -7,7 +7,7 @@ A training is proved by its first epoch: the run's own recipe is trained for one
 `--before` (in a git worktree) and with the code in this folder; all weights must be equal bit for bit, and the epoch's
 losses and accuracies must be those of the history that the run left, unless that run was on a GPU. What only reads a
 checkpoint (robustness, streaming) is proved by running it on a shipped model with both codes: the results must be
-equal. Wake words are proved by three small trainings (paper.spotting.witness). The scan's benchmark is proved by the
+equal. Wake words are proved by three small trainings (paper.witness). The scan's benchmark is proved by the
 scan's bits, and its times in turns. Each proof is kept in results/<profile>/proofs, and only then is the stage's entry
 in dvc.lock renewed. A command that is only written in other quotes is the same command, and needs no run. Every other
 stage takes minutes: run it.
@@ -32,7 +32,7 @@ from threading import Lock
 
 from kwslib.io import KwsError, cli, read_csv, read_json, write_json
 from kwslib.training.config import read_yaml
-from paper.spotting import witness
+from paper import witness
 
 EPOCH = ("training_loss", "training_accuracy", "validation_loss", "validation_accuracy")
 WITNESS = "kwslib/pretrained/mamba_light.safetensors"  # a checkpoint that every clone has

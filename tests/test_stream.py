@@ -156,7 +156,7 @@ def test_models_without_a_state_listen_by_windows(spotters):
 
 
 def test_a_card_names_its_mode():
-    assert a_spotter("mamba_light", {"mode": "carried"}, **LOG).stream().mode == "carried"
+    assert a_spotter("mamba_light", {"modes": ["carried"]}, **LOG).stream().mode == "carried"
 
 
 def test_decisions_may_come_faster_than_frames():
