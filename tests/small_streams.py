@@ -7,6 +7,7 @@ import torch
 
 import kwslib
 from kwslib.checkpoint import frontend_of
+from kwslib.models.ensemble import members_of
 from kwslib.models.registry import build
 from kwslib.spotter import KeywordSpotter
 from kwslib.training.config import Config
@@ -15,12 +16,13 @@ LABELS = ["go", "stop", "yes"]
 CLOSE = dict(atol=1e-5, rtol=1e-5)
 
 
-def a_spotter(name, detector=None, normalise=None, **features):
+def a_spotter(name, detector=None, normalise=None, members=1, **features):
     """A model that was never trained, with weights that tell sounds apart."""
     torch.manual_seed(0)
-    model = build(name, len(LABELS))
+    model = build(name, len(LABELS), members)
     if name in ("mamba_light", "mamba_mel_small"):
-        features = {"n_mels": model.frontend.project[0].in_features // 8 if name == "mamba_light" else 128} | features
+        width = members_of(model)[0].frontend.project[0].in_features // 8
+        features = {"n_mels": width if name == "mamba_light" else 128} | features
     options = Config(model=name, corpus="-", out="-", **features)
     card = {"model": name, "labels": LABELS, "features": frontend_of(options).options}
     card["normalisation"] = normalise or {"mean": -30.0, "std": 20.0}
@@ -33,11 +35,12 @@ SPOTTERS = {
     "mel small": lambda: kwslib.load("mamba_mel_small"),  # its hop does not divide that of the decisions
     "mfcc small": lambda: kwslib.load("mamba_mfcc_small"),
     "log": lambda: a_spotter("mamba_light", {"window_s": 1.5, "smooth": 3}, {"mean": -5.0, "std": 4.0}, **LOG),
+    "two": lambda: a_spotter("mamba_light", {"window_s": 1.5, "smooth": 3}, {"mean": -5.0, "std": 4.0}, 2, **LOG),
     "reflect": lambda: a_spotter("mamba_light", n_fft=512, hop_length=160, pad_mode="reflect"),
     "retnet": lambda: a_spotter("retnet", n_mels=128),
     "cnn": lambda: a_spotter("keyword_cnn", n_fft=400, hop_length=200),
 }
-CARRY = ("light", "mel small", "mfcc small", "log")
+CARRY = ("light", "mel small", "mfcc small", "log", "two")
 
 
 def sound(seconds=3.2, rate=16000, seed=0):

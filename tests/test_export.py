@@ -120,18 +120,23 @@ def test_a_detector_has_a_sigmoid_for_each_label_and_its_own_window(tmp_path):
     np.testing.assert_allclose(found["probabilities"], model.logits(waves).sigmoid().numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mamba_light", "mamba_mel_small", "mamba_mfcc_small"])
-def test_at_once_is_the_clip_while_it_is_no_longer_than_a_second(name):
-    model = spotter(name, {"n_mels": {"mamba_mfcc_small": 40}.get(name, kwslib.MODELS[name].options["n_features"])})
+@pytest.mark.parametrize(
+    "name, members", [("mamba_light", 1), ("mamba_light", 2), ("mamba_mel_small", 1), ("mamba_mfcc_small", 1)]
+)
+def test_at_once_is_the_clip_while_it_is_no_longer_than_a_second(name, members):
+    mels = {"mamba_mfcc_small": 40}.get(name, kwslib.MODELS[name].options["n_features"])
+    model = spotter(name, {"n_mels": mels}, options={"members": members})
     waves = noise(2, 12_000)
     torch.testing.assert_close(stream.at_once(model, waves)[:, -1], model.logits(waves), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mamba_light", "mamba_mel_small", "mamba_mfcc_small"])
-def test_a_stream_in_chunks_is_the_wave_at_once(tmp_path, name):
+@pytest.mark.parametrize(
+    "name, members", [("mamba_light", 1), ("mamba_light", 2), ("mamba_mel_small", 1), ("mamba_mfcc_small", 1)]
+)
+def test_a_stream_in_chunks_is_the_wave_at_once(tmp_path, name, members):
     """Over four seconds, of which the first is a second of nothing: borders, states, floors and the mean are right."""
     features = {"n_mels": 128, "n_mfcc": 40} if name != "mamba_light" else None
-    model = spotter(name, features, options={"n_layers": 2, "d_model": 32})
+    model = spotter(name, features, options={"n_layers": 2, "d_model": 32, "members": members})
     card = export(model, tmp_path / "model.onnx", streaming=True)
     wave = torch.cat([torch.zeros(1, 16_000), noise(1, 48_000) * torch.logspace(-4, 1, 48_000)], 1)
     right = stream.at_once(model, wave)[0].numpy()

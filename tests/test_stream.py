@@ -8,6 +8,7 @@ from small_streams import CARRY, CHUNKS, CLOSE, LOG, SPOTTERS, a_spotter, fed, s
 
 from kwslib.io import KwsError
 from kwslib.listening.stream import Resampler
+from kwslib.models.ensemble import members_of
 from kwslib.models.layers import Carried
 
 sf = pytest.importorskip("soundfile")
@@ -99,7 +100,7 @@ def frames_at_once(model, features):
 def test_carried_is_the_model_over_the_whole_recording(spotters, name):
     """Features, front-end and blocks of everything at once, and means over the frames that each decision can know."""
     spotter, wave = spotters(name), torch.from_numpy(sound())
-    front, model, half = spotter.frontend, spotter.model, spotter.frontend.n_fft // 2
+    front, members, half = spotter.frontend, members_of(spotter.model), spotter.frontend.n_fft // 2
     wide = torch.nn.functional.pad(wave, (half, 0)) if front.center else wave
     how = dict(window=front.window, center=False, return_complex=True)
     power = torch.stft(wide, front.n_fft, front.hop_length, front.win_length, **how).abs().square().T @ front.mel[::2]
@@ -111,16 +112,19 @@ def test_carried_is_the_model_over_the_whole_recording(spotters, name):
         mel = torch.maximum(mel, torch.stack(floors)[:, None])
     mel = mel @ front.dct if front.kind == "mfcc" else mel
     with torch.no_grad():
-        x = frames_at_once(model, spotter.normalise(mel)[None])
+        whole = [frames_at_once(member, spotter.normalise(mel)[None]) for member in members]
         stream = spotter.stream(mode="carried")
         stream.smooth = 1
         found = fed(stream, wave.numpy(), 16000, [1280])
-        reach = {1: 0, 2: 7, 4: 6}[model.frontend.stride]  # frames of features that a frame needs after its own
+        reach = {1: 0, 2: 7, 4: 6}[
+            stride := members[0].frontend.stride
+        ]  # frames of features that a frame needs after its own
         logits = []
         for time in found[0]:
             frames = (round(time * 16000) + half * front.center - front.n_fft) // front.hop_length + 1
-            last = (frames - 1 - reach) // model.frontend.stride + 1
-            logits.append(model.head.classify(x[:, max(0, last - stream.ear.mean) : last].mean(1)))
+            last = (frames - 1 - reach) // stride + 1
+            means = [x[:, max(0, last - stream.ear.mean) : last].mean(1) for x in whole]
+            logits.append(torch.stack([m.head.classify(mean) for m, mean in zip(members, means)]).mean(0))
     odds = torch.cat(logits).double()
     if "detector" not in spotter.card:
         p = odds.softmax(1)

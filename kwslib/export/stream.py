@@ -13,6 +13,7 @@ from torch import nn
 from kwslib.data.features import WaveToSpec
 from kwslib.export.graph import Spectrum, levels, probabilities, window_of
 from kwslib.io import SAMPLE_RATE, KwsError
+from kwslib.models.ensemble import members_of
 from kwslib.models.layers import Carried
 
 HOP = SAMPLE_RATE // 10  # samples in a chunk, as nearly as the strides allow
@@ -71,15 +72,20 @@ class StreamGraph(nn.Module):
 
     def __init__(self, spotter):
         super().__init__()
-        model, front = spotter.model, spotter.frontend
+        front, self.members = spotter.frontend, torch.nn.ModuleList(members_of(spotter.model))
         named = f"model {spotter.card['model']}"
-        if not Carried.fits(model):
+        if not all(map(Carried.fits, self.members)):
             raise KwsError(f"{named} carries no state; leave out --streaming, and give it a window every 100 ms")
         if spotter.normalise.kind == "clip":
             raise KwsError(f"{named} normalises each clip by its own mean, which no stream has; leave out --streaming")
-        self.spectrum, self.front, self.model, self.normalise = Spectrum(front), front, model, spotter.normalise
-        self.layers, self.detector = list(model.frontend.layers_over_time()), "detector" in spotter.card
-        self.step = front.hop_length * model.frontend.stride  # samples from one frame of the blocks to the next
+        self.spectrum, self.front, self.model, self.normalise = Spectrum(front), front, spotter.model, spotter.normalise
+        self.detector, self.layers = (
+            "detector" in spotter.card,
+            [[*m.frontend.layers_over_time()] for m in self.members],
+        )
+        self.step = (
+            front.hop_length * self.members[0].frontend.stride
+        )  # samples from one frame of the blocks to the next
         window = window_of(spotter)
         self.mean, self.span = round(window / self.step), front.frames(window)  # frames of blocks and of features in it
         self.frames = max(1, round(HOP / self.step))  # of the blocks, in a chunk
@@ -97,21 +103,28 @@ class StreamGraph(nn.Module):
 
     def _run(self, chunk, tape):
         x = self.normalise(self._features(chunk, tape))
+        first, logits = tape.first, []
+        for member, layers in zip(self.members, self.layers):
+            tape.first = first  # all members hear the same frames
+            logits.append(self._logits(member, layers, x, tape))
+        return sum(logits) / len(logits)
+
+    def _logits(self, member, layers, x, tape):
         x = x[:, None]  # (B, channels, frames, bands)
-        for layer, kernel, stride, padding in self.layers:
+        for layer, kernel, stride, padding in layers:
             x = x * tape.valid(x.shape[2])[:, None, :, None]
             x = layer(tape.join(x, tape.border(kernel, stride, padding), 2))
-        x = self.model.frontend.project(x.permute(0, 2, 1, 3).flatten(2))
+        x = member.frontend.project(x.permute(0, 2, 1, 3).flatten(2))
         alive = (tape.age * self.frames + tape.first >= 0).float()
-        for block in self.model.blocks:
+        for block in member.blocks:
             mixer = block.mixer
             state = tape.take(mixer.d_conv - 1, mixer.d_inner), tape.take(mixer.d_inner, mixer.d_state)
             x, (past, h) = block(x, state, True)
             tape.keep(past * alive[..., None])
             tape.keep(h * alive[..., None])
-        x = tape.join(self.model.head.norm(x) * tape.valid(self.frames)[..., None], self.mean - self.frames)
+        x = tape.join(member.head.norm(x) * tape.valid(self.frames)[..., None], self.mean - self.frames)
         heard = (tape.age * self.frames + tape.first + self.frames).clamp(1, self.mean)
-        return self.model.head.classify(x.sum(1) / heard)
+        return member.head.classify(x.sum(1) / heard)
 
     def _features(self, chunk, tape):
         front, padding = self.front, self.front.n_fft // 2 if self.front.center else 0
@@ -130,16 +143,19 @@ class StreamGraph(nn.Module):
 def at_once(spotter, waves):
     """Logits (B, T, labels) of the window before each frame of the blocks, of whole waves (B, N), computed without any
     chunks: what the graph must give. The last frames lack what comes after them; they are not to be compared."""
-    model, front = spotter.model, WaveToSpec(**spotter.frontend.options | {"pad_mode": "constant"})
+    front = WaveToSpec(**spotter.frontend.options | {"pad_mode": "constant"})
     span, mean = (graph := StreamGraph(spotter)).span, graph.mean
     x = levels(front, front.power(waves))
     if front.scale == "db":
         peaks = F.max_pool1d(F.pad(x.amax(2)[:, None], (span - 1, 0), value=-SILENT), span, 1)[:, 0]
         x = torch.maximum(x, peaks[..., None] - front.top_db)
-    x, _ = model.frontend(spotter.normalise(x if front.kind == "mel" else x @ front.dct), None)
-    for block in model.blocks:
-        x = block(x)
-    total = F.pad(model.head.norm(x).double().cumsum(1), (0, 0, 1, 0))
-    ends = torch.arange(1, total.shape[1])
-    starts = (ends - mean).clamp_min(0)
-    return model.head.classify(((total[:, ends] - total[:, starts]) / (ends - starts)[:, None]).float())
+    x, logits = spotter.normalise(x if front.kind == "mel" else x @ front.dct), []
+    for member in graph.members:
+        y, _ = member.frontend(x, None)
+        for block in member.blocks:
+            y = block(y)
+        total = F.pad(member.head.norm(y).double().cumsum(1), (0, 0, 1, 0))
+        ends = torch.arange(1, total.shape[1])
+        starts = (ends - mean).clamp_min(0)
+        logits.append(member.head.classify(((total[:, ends] - total[:, starts]) / (ends - starts)[:, None]).float()))
+    return sum(logits) / len(logits)

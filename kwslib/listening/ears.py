@@ -1,6 +1,7 @@
 """The two ways to listen that kwslib/stream.py describes: 16 kHz samples in, logits of every decision out."""
 
 import math
+from itertools import chain
 
 import torch
 from torch.nn.functional import pad
@@ -8,6 +9,7 @@ from torch.nn.functional import pad
 from kwslib.data.features import WaveToSpec
 from kwslib.io import KwsError
 from kwslib.listening.windows import BATCH
+from kwslib.models.ensemble import members_of
 from kwslib.models.layers import Carried, undropped
 
 
@@ -93,24 +95,25 @@ class Windows(Ear):
 
 class Once(Ear):
     """Every frame once, decision by decision, so that chunks change nothing at all. held: the samples from the next
-    frame on. loud: the loudest value of each of the last frames. frames: the model's last, as its head averages them.
-    model: what its layers carry."""
+    frame on. loud: the loudest value of each of the last frames. frames: the model's last, as its head averages them,
+    of an ensemble's members side by side. model: what its layers carry, of each member."""
 
     kept = "held", "loud", "frames"
 
     def __init__(self, spotter, window, step):
         super().__init__(spotter, window, step)
-        if not Carried.fits(spotter.model) or spotter.normalise.kind == "clip":
+        members = members_of(spotter.model)
+        if not all(map(Carried.fits, members)) or spotter.normalise.kind == "clip":
             raise KwsError(f"model {spotter.card['model']} carries no state; listen with mode windows")
         self.span = spotter.frontend.frames(window)  # frames of features in a window
-        self.mean = round(window / spotter.frontend.hop_length / spotter.model.frontend.stride)  # and of the model
-        self.width = spotter.model.head.norm.normalized_shape[0]
+        self.mean = round(window / spotter.frontend.hop_length / members[0].frontend.stride)  # and of the model
+        self.width = sum(m.head.norm.normalized_shape[0] for m in members)
         kind, self.prefix = Carried, "model."
         if spotter.device.type == "cpu":
             from kwslib.listening.frames import Compiled as kind  # only here: importing numba takes a second
 
             self.prefix = "compiled."
-        self.carry, self.classify = kind(spotter.model), undropped(spotter.model.head.classify)
+        self.carry, self.heads = [kind(m) for m in members], [undropped(m.head.classify) for m in members]
 
     def reset(self):
         self.missing, self.model = self.window, None
@@ -130,10 +133,16 @@ class Once(Ear):
         power = self.powers(wave)
         self.held = wave[len(power) * self.plain.hop_length :]
         if len(power):
-            x = self.spotter.normalise(self.features(power))
-            frames, self.model = self.carry(x[None], self.model)
+            frames = self.modelled(self.spotter.normalise(self.features(power)))
             self.frames = torch.cat([self.frames, frames], 1)[:, -self.mean :]
-        return self.classify(self.frames.mean(1)).float()
+        means = self.frames.mean(1).chunk(len(self.heads), 1)
+        return (sum(head(mean) for head, mean in zip(self.heads, means)) / len(means)).float()
+
+    def modelled(self, x):
+        """The next features (n, F) -> frames of all members (1, t, width)."""
+        states = self.model or [None] * len(self.carry)
+        frames, self.model = zip(*(carry(x[None], state) for carry, state in zip(self.carry, states)))
+        return torch.cat(frames, 2)
 
     def features(self, power):
         front = self.plain
@@ -147,12 +156,15 @@ class Once(Ear):
         return mel if front.kind == "mel" else mel @ front.dct
 
     def state_dict(self):
-        return super().state_dict() | {f"{self.prefix}{i}": t for i, t in enumerate(self.model or ())}
+        carried = chain.from_iterable(self.model or ())
+        return super().state_dict() | {f"{self.prefix}{i}": t for i, t in enumerate(carried)}
 
     def load_state_dict(self, state):
         super().load_state_dict(state)
         count = sum("." in key for key in state)
-        self.model = [state[f"{self.prefix}{i}"].to(self.held.device) for i in range(count)] or None
+        carried = [state[f"{self.prefix}{i}"].to(self.held.device) for i in range(count)]
+        each = max(1, count // len(self.carry))
+        self.model = [carried[i : i + each] for i in range(0, count, each)] or None
 
 
 EARS = {"windows": Windows, "carried": Once}

@@ -107,8 +107,9 @@ def parts(stream, hear, chunks, seconds):
     if stream.mode == "carried":
         timed(ear, "powers", "features")
         timed(ear, "features", "features")
-        timed(ear.carry, "blocks", "blocks")  # a part of the model
-        timed(ear, "carry", "model")
+        for carry in ear.carry:
+            timed(carry, "blocks", "blocks")  # a part of the model
+        timed(ear, "modelled", "model")
     else:
         timed(ear.spotter.frontend, "forward", "features")
         timed(ear.spotter.frontend, "features", "features")

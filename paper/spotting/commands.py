@@ -1,11 +1,12 @@
 """A detector of eight commands with reject.
 
-    python -m paper.spotting.commands --corpus data/spot --speech wake_words.zip
+    python -m paper.spotting.commands --corpus data/spot --speech wake_words.zip --seed 0
 
-One sigmoid for each command, trained by the loop of `kws wake` from Mamba-Light's shipped weights, with the rows of its
-own head for these words. Positives are the real training clips, cut to the word; negatives, drawn anew for every
-window: the other words of the corpus, half of the running speech, near and common words and sentences by synthetic
-voices, and what the model itself takes for a command (see kwslib/wake). What is held out for what: see `parts`."""
+Several trainings, each with its own seed, are one detector: the mean of their scores (`together`). One sigmoid for each
+command, trained by the loop of `kws wake` from Mamba-Light's shipped weights, with the rows of its own head for these
+words. Positives are the real training clips, cut to the word; negatives, drawn anew for every window: the other words
+of the corpus, half of the running speech, near and common words and sentences by synthetic voices, and what the model
+itself takes for a command (see kwslib/wake). What is held out for what: see `parts`."""
 
 import argparse
 import pickle
@@ -18,27 +19,30 @@ import torch
 
 from kwslib.checkpoint import read_checkpoint, save_checkpoint
 from kwslib.data.corpus import load_corpus
-from kwslib.data.tasks import noise_of
+from kwslib.data.tasks import V2_35, noise_of
 from kwslib.io import SAMPLE_RATE, cli
+from kwslib.models.ensemble import Ensemble
+from kwslib.spotter import KeywordSpotter
 from kwslib.wake import loop, negatives, voices
 from kwslib.wake.pronunciation import ALONE
 from paper.spotting.wake import recordings
 
 COMMANDS = ["down", "go", "left", "no", "right", "stop", "up", "yes"]
 HELD_WORDS = {"validation": ["bed", "five"], "testing": ["on", "off"]}  # of the corpus; the rare ones are for testing
-PAST_S = 1.5  # heard before a window: the detector learns to carry its state, too
+PAST_S = 3.0  # heard before a window: the detector learns to carry its state, too
 HELD_FLITE = "rms"  # this recorded speaker says the test sentences only
 
 
 def words_for(split, holding=False):
-    """The common words of a split: none that is a command or sounds like one. Of those for validation and testing, the
-    ones whose sounds hold a whole command ("gold": "go") are no ordinary speech but confusable words: `holding`."""
+    """The common words of a split: none that is a word of the corpus or sounds like one, so that no voice says in
+    training what is told of there as left out, nor in ordinary speech what real clips have trained. Of those for
+    validation and testing, the ones whose sounds hold a whole command ("gold": "go") are no ordinary speech but
+    confusable words: `holding`."""
     place = {0: "validation", 5: "testing"}
-    words = [w for w in negatives.COMMON if w not in COMMANDS]
-    sounds = voices.phonemes([*COMMANDS, *words])
-    own, found = sounds[: len(COMMANDS)], []
-    for word, ipa in zip(words, sounds[len(COMMANDS) :]):
-        if ipa in own or place.get(zlib.crc32(word.encode()) % 10, "training") != split:
+    sounds = dict(zip(negatives.COMMON, voices.phonemes(negatives.COMMON)))
+    corpus, own, found = set(voices.phonemes(V2_35)), voices.phonemes(COMMANDS), []
+    for word, ipa in sounds.items():
+        if word in V2_35 or ipa in corpus or place.get(zlib.crc32(word.encode()) % 10, "training") != split:
             continue
         if split == "training" or any(c in ipa for c in own) == holding:
             found.append(word)
@@ -46,14 +50,17 @@ def words_for(split, holding=False):
 
 
 def near_words(words, count, seed=0, held=False):
-    """{command: [near words]} by their phonemes, of `words` and of spellings, of which one in five is `held` out."""
+    """{command: [near words]} by their phonemes, of `words` and of spellings, of which one in five is `held` out. None
+    is a word of the corpus or sounds like one."""
     rng = np.random.default_rng(seed)
     spellings = [[s for s in negatives.candidates(c, rng, 400) if negatives.held(s) == held] for c in COMMANDS]
-    spellings = [sorted({*own, *words}) for own in spellings]
+    spellings = [sorted({*own, *words} - {*V2_35}) for own in spellings]
     sounds = iter(voices.phonemes([*COMMANDS, *(s for own in spellings for s in own)]))
-    targets = [next(sounds) for _ in COMMANDS]
-    heard = [[next(sounds) for _ in own] for own in spellings]
-    return {c: list(negatives.near(s, h, t, count)) for c, s, h, t in zip(COMMANDS, spellings, heard, targets)}
+    targets, corpus, found = [next(sounds) for _ in COMMANDS], set(voices.phonemes(V2_35)), {}
+    for command, own, target in zip(COMMANDS, spellings, targets):
+        other = [(s, ipa) for s in own if (ipa := next(sounds)) not in corpus]
+        found[command] = list(negatives.near(*zip(*other), target, count))
+    return found
 
 
 def speak(clips=500, seed=0, workers=1):
@@ -149,6 +156,18 @@ def train(corpus, speech, out, steps=1000, batch=64, clips=500, lr=1e-3, seed=0)
     spotter.card["corpus"] = corpus.origin()
     save_checkpoint(Path(out) / "model.safetensors", spotter.model.state_dict(), spotter.card)
     return spotter.card
+
+
+def together(spotters):
+    """One KeywordSpotter of several that differ in their training's seed: an ensemble, with a card for all."""
+    first, cards = spotters[0], [s.card["wake"] for s in spotters]
+    if len(spotters) == 1:
+        return first
+    recipe = first.card["recipe"] | {"model_options": {"members": len(spotters)}}
+    wake = cards[0] | {key: sum(c[key] for c in cards) for key in ("seconds", "speaking_s")}
+    wake["seed"] = [c["seed"] for c in cards]
+    wake["near_words"] = {c: sorted({w for own in cards for w in own["near_words"][c]}) for c in COMMANDS}
+    return KeywordSpotter(Ensemble([s.model for s in spotters]), first.card | {"recipe": recipe, "wake": wake})
 
 
 def main():

@@ -1,15 +1,17 @@
 """Two measures of a detector, never mixed: false alarms an hour on ordinary speech and noise, and false alarms per
 1,000 confusable isolated words; with the misses, and their delay, at thresholds chosen on validation.
 
-    python -m paper.spotting.false_alarms checkpoints/spot/commands --corpus data/spot --speech wake_words.zip \
-        --out results/spot
+    python -m paper.spotting.false_alarms checkpoints/spot/trained-0 checkpoints/spot/trained-1 --corpus data/spot \
+        --speech wake_words.zip --out results/spot
 
-What is heard is written first (scores, in --cache), then read: a choice (smoothing, one threshold or one for each word)
-is made on validation alone. The test's recordings are scored once."""
+Several checkpoints are one detector, the mean of their scores. What is heard is written first (scores, in --cache),
+then read: a choice (smoothing, one threshold or one for each word) is made on validation alone, listening by windows;
+it holds for the carried state, too. The test's recordings are scored once."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import pickle
@@ -22,10 +24,10 @@ import torch
 from kwslib.checkpoint import save_checkpoint
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import noise_of
-from kwslib.io import SAMPLE_RATE, KwsError, cli, write_json
+from kwslib.io import SAMPLE_RATE, cli, write_json
 from kwslib.spotter import load
 from kwslib.wake import report, voices
-from paper.spotting.commands import COMMANDS, HELD_FLITE, HELD_WORDS, near_words, words_for
+from paper.spotting.commands import COMMANDS, HELD_FLITE, HELD_WORDS, near_words, together, words_for
 from paper.spotting.counts import Heard, alarms, beside, delays, hits, missed_at, per_thousand, pooled, rate_at
 from paper.spotting.streams import make_stream, noise_bed, sentences
 from paper.spotting.wake import recordings
@@ -69,8 +71,10 @@ class Measure:
     def __init__(self, spotter, corpus, speech, cache, hours, stream_hours, at_once=200):
         self.spotter, self.corpus, self.speech, self.cache = spotter, corpus, speech, Path(cache)
         self.hours, self.stream_hours, self.at_once = hours, stream_hours, at_once
-        how = spotter.card["detector"] if spotter else {}
-        self.apart, self.window = how.get("refractory_s"), how.get("window_s")
+        how = spotter.card["detector"]
+        self.apart, self.window = how["refractory_s"], how["window_s"]
+        digest = hashlib.sha256(b"".join(p.numpy().tobytes() for p in spotter.model.state_dict().values()))
+        self.cache /= digest.hexdigest()[:12]  # another detector's scores are not taken for this one's
         self.cache.mkdir(parents=True, exist_ok=True)
 
     def heard(self, name, waves, mode="windows"):
@@ -112,7 +116,7 @@ class Measure:
         trained = set(self.spotter.card["wake"]["other_words"])
         others = (corpus.splits == "testing") & ~np.isin(corpus.words, COMMANDS)
         groups = {"words that trained": trained, "words of validation": set(HELD_WORDS["validation"])}
-        groups["words never heard"] = set(corpus.words[others]) - set.union(*groups.values())
+        groups["words left out"] = set(corpus.words[others]) - set.union(*groups.values())
         for name, words in groups.items():
             rows = np.flatnonzero(others & np.isin(corpus.words, sorted(words)))
             clips = [alone(rng, corpus.waves[i, : corpus.samples[i]]) for i in rows]
@@ -148,7 +152,7 @@ def alone(rng, wave):
 def choose(m):
     """Smoothing and thresholds by the misses of validation at one false alarm an hour: (choices, the best of them)."""
     stream = m.stream("validation", CONDITIONS[0][1])
-    scored = m.heard("stream-validation-clean", lambda: [stream.wave])
+    scored = m.heard(f"stream-validation-clean-{m.stream_hours:g}h", lambda: [stream.wave])
     ordinary, choices = m.ordinary("validation"), []
     for smooth in SMOOTHS:
         kinds = [alarms(h, smooth, m.apart) for h in ordinary.values()]
@@ -169,20 +173,16 @@ def choose(m):
 def test(m, chosen):
     """The test's measures at the chosen thresholds, and the curves."""
     smooth, offsets, limits = chosen["smooth"], chosen["offsets"], chosen["limits"]
-    result = {"streams": {}, "ordinary": {}, "confusable": {}}
-    ordinary = m.ordinary("testing")
-    events = {k: pooled(alarms(h, smooth, m.apart), offsets) for k, h in ordinary.items()}
-    for kind, h in ordinary.items():
-        result["ordinary"][kind] = {r: rate_at(events[kind], h.hours, t) for r, t in limits.items()}
-    every, hours = sum(events.values(), []), sum(h.hours for h in ordinary.values())
-    result["ordinary"]["all"] = {r: rate_at(every, hours, t) for r, t in limits.items()}
+    result, every = {"streams": {}, "ordinary": {}, "confusable": {}}, {}
+    for mode, key in (("windows", "ordinary"), ("carried", "ordinary_carried")):
+        ordinary = m.ordinary("testing", mode)
+        events = {k: pooled(alarms(h, smooth, m.apart), offsets) for k, h in ordinary.items()}
+        counted = {k: (events[k], h.hours) for k, h in ordinary.items()}
+        counted["all"] = every[mode] = sum(events.values(), []), sum(h.hours for h in ordinary.values())
+        result[key] = {k: {r: rate_at(*c, t) for r, t in limits.items()} for k, c in counted.items()}
     for name, snr, mode in CONDITIONS:
         stream = m.stream("testing", snr)
-        try:
-            scored = m.heard(f"stream-testing-{name}", lambda stream=stream: [stream.wave], mode)
-        except KwsError as e:
-            result["streams"][f"{name}, {mode}"] = {"missing": str(e)}
-            continue
+        scored = m.heard(f"stream-testing-{name}-{m.stream_hours:g}h", lambda stream=stream: [stream.wave], mode)
         best, near = hits(scored, stream, COMMANDS, m.corpus, smooth, m.window, offsets)
         points = {}
         for rate, limit in limits.items():
@@ -194,7 +194,7 @@ def test(m, chosen):
             limit, rest = limit + np.array(offsets), chosen["refractory_s"]
             point |= beside(scored, stream, COMMANDS, smooth, m.window, limit, rest)
             points[rate] = point | {"speakers": len(set(stream.speakers))}
-        points["curve"] = report.curve(best, every, hours)
+        points["curve"] = report.curve(best, *every[mode])
         result["streams"][f"{name}, {mode}"] = points
     for name, (h, words) in m.confusable().items():
         best = np.array([(s - offsets).max() for _, s in h.smoothed(smooth)])
@@ -214,23 +214,23 @@ def write_card(card, chosen, result):
     card["validation"] = {k: chosen[k] for k in ("hours", "n", "misses")}
     clean = result["streams"]["clean, windows"]
     card["spotting"] = {"clean": {r: clean[r] for r in chosen["limits"]}, "curve": clean["curve"]}
-    card["spotting"] |= {k: result[k] for k in ("ordinary", "confusable")}
+    card["spotting"] |= {k: result[k] for k in ("ordinary", "ordinary_carried", "confusable")}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", help="checkpoint of a detector")
+    parser.add_argument("checkpoints", nargs="+", help="checkpoints of a detector, which is their mean")
     parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
     parser.add_argument("--speech", required=True, help="wake_words.zip")
     parser.add_argument("--out", type=Path, default="results/spot", help="folder for commands.json")
     parser.add_argument("--save", help="folder that gets the checkpoint with its thresholds")
-    parser.add_argument("--cache", default="tmp/spot", help="folder for scores: a new one for every checkpoint")
+    parser.add_argument("--cache", default="tmp/spot", help="folder for scores, in one of its own for each detector")
     parser.add_argument("--hours", type=float, default=6.0, help="synthetic sentences, each for validation and test")
     parser.add_argument("--stream-hours", type=float, default=1.4, help="length of each stream of keywords")
     parser.add_argument("--validate", action="store_true", help="choose on validation, and end")
     a = parser.parse_args()
     torch.set_num_threads(1)
-    spotter = load(a.checkpoint)
+    spotter = together([load(path) for path in a.checkpoints])
     m = Measure(spotter, load_corpus(a.corpus), a.speech, a.cache, a.hours, a.stream_hours)
     choices, chosen = choose(m)
     for c in choices:
@@ -238,12 +238,13 @@ def main():
     if a.validate:
         return 0
     result = {"hours": a.hours, "stream_hours": a.stream_hours, "choices": choices, "chosen": chosen}
-    result |= {"labels": COMMANDS, "model": spotter.card["model"], "wake": spotter.card["wake"]} | test(m, chosen)
+    result |= {"labels": COMMANDS, "model": spotter.card["model"], "members": len(a.checkpoints)}
+    result |= {"wake": spotter.card["wake"]} | test(m, chosen)
     write_json(a.out / "commands.json", result)
     if a.save:
         write_card(spotter.card, chosen, result)
         save_checkpoint(Path(a.save) / "model.safetensors", spotter.model.state_dict(), spotter.card)
-    for kind in ("streams", "ordinary", "confusable"):
+    for kind in ("streams", "ordinary", "ordinary_carried", "confusable"):
         print(json.dumps(result[kind], indent=1, default=str)[:3000])
     return 0
 
