@@ -220,6 +220,8 @@ def wake(argv=None):
     parser.add_argument(
         "--negatives", action="append", default=[], dest="negative_paths", metavar="PATH", help=negatives
     )
+    rate = "false alarms an hour that get a threshold, beside 0.5, 1 and 2 (default 1)"
+    parser.add_argument("--alarms-per-hour", type=float, default=1.0, metavar="RATE", help=rate)
     parser.add_argument("--steps", type=int, default=600, help="of each of two models, 64 windows each (default 600)")
     parser.add_argument("--clips", type=int, default=450, help="synthetic clips of each phrase (default 450)")
     parser.add_argument("--seed", type=int, default=0, help="of all random draws (default 0)")

@@ -65,8 +65,9 @@ def detector_text(name, card, largest):
     ]
     return f"""# {name}
 
-A detector of eight commands with reject: `kwslib.load("{name}").spot("a.wav", alarms_per_hour=1)`, or `.stream()`. Mamba-Light's encoder, one
-sigmoid for each word over {card["detector"]["window_s"]:g} s: what is no command gives no event. float16 on disk, float32 in use.
+A detector of eight commands with reject: `kwslib.load("{name}").spot("a.wav", alarms_per_hour=1)`, or `.stream()`. The mean
+of {card["recipe"]["model_options"]["members"]} models, each Mamba-Light's encoder with one sigmoid for each word, over {card["detector"]["window_s"]:g} s: what is no command gives no
+event. float16 on disk, float32 in use.
 
 **Words.** {", ".join(card["labels"])}.
 
@@ -74,8 +75,8 @@ sigmoid for each word over {card["detector"]["window_s"]:g} s: what is no comman
 ({", ".join(wake["other_words"])}) as negatives; running speech of {speech["name"]} (Picovoice's speech-to-intent-benchmark, {speech["licence"]});
 synthetic words and sentences by {", ".join(wake["engines"])}. Licence of the data: {card["corpus"]["licence"]} and {speech["licence"]}. Code and weights: MIT.
 
-**Recipe.** From the shipped mamba_light; {wake["steps"]:,} steps of {wake["batch"]} windows in {wake["seconds"] / 60:.0f} minutes of one core of a
-shared machine, seed {wake["seed"]}: `python -m paper.spotting.commands`. Thresholds from validation: {card["validation"]["hours"]:.1f} h without commands, of which
+**Recipe.** From the shipped mamba_light; {wake["steps"]:,} steps of {wake["batch"]} windows for each model, {wake["seconds"] / 60:.0f} minutes of a core
+of a shared machine in all, seeds {" and ".join(map(str, wake["seed"]))}: `python -m paper.spotting.commands`. Thresholds from validation: {card["validation"]["hours"]:.1f} h without commands, of which
 most are synthetic sentences.
 
 **Test.** Clean keywords of {clean["1.0"]["speakers"]} test speakers (n = {clean["1.0"]["n"]:,}), at the thresholds for 0.5, 1 and 2 false alarms an hour of all
@@ -92,7 +93,7 @@ sentences and noise; confusable words are isolated ones, real and synthetic.
 
 In half precision no score moves by more than {largest:.3f} of log-odds.
 
-**Limits.** English words, of volunteers at their own microphones. Quiet speech in noise is missed far more often (chapter 8). One seed of one recipe.
+**Limits.** English words, of volunteers at their own microphones. Quiet speech in noise is missed far more often (chapter 8). One pair of seeds.
 """  # noqa: E501
 
 

@@ -13,11 +13,13 @@ import kwslib
 from kwslib.data.audio import coloured_noise
 from kwslib.data.folder import which_set
 from kwslib.io import read_json
-from paper.spotting import counts
+from paper.spotting import counts, rivals
 from paper.spotting.commands import COMMANDS, span, trimmed
 from paper.spotting.counts import Heard, alarms, delays, hits, mean_of_last, missed_at, per_thousand
+from paper.spotting.engines import NEVER, Engine
 from paper.spotting.false_alarms import card_thresholds
 from paper.spotting.streams import Stream, noise_bed
+from paper.spotting.wake import judge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -95,6 +97,41 @@ def test_confusable_words_are_counted_by_the_thousand():
 def test_the_cards_thresholds_are_of_each_word():
     found = card_thresholds({"limits": {"0.5": 2.0, "1.0": 1.0}, "offsets": np.arange(8.0)})
     assert list(found) == ["0.5", "1"] and found["1"][COMMANDS[3]] == 4.0
+
+
+class Scripted(Engine):
+    """Says a word wherever it is told to: {second of the wave: (word, score)}."""
+
+    def __init__(self, said):
+        super().__init__(COMMANDS, 1.0, 1.0)
+        self.said = said
+
+    def scores(self, wave, sample_rate=16000):
+        times = np.arange(1, len(wave) // 16000 + 1, dtype=float)
+        scores = np.full((len(times), len(self.labels)), NEVER)
+        for second, (word, score) in self.said.items():
+            scores[second - 1, self.labels.index(word)] = score
+        return times, scores
+
+
+def test_each_word_of_a_rival_has_its_threshold_from_validation():
+    engine = Scripted({3: ("go", 7.0), 9: ("go", 6.0), 20: ("no", 2.0), 31: ("no", 1.0)})
+    offsets = dict(zip(COMMANDS, rivals.offsets_of(engine, [np.zeros(16000 * 60, np.int16)])))
+    assert offsets["go"] > 7.0 > offsets["no"] > 2.0  # an eighth of an alarm an hour is less than one in a minute
+    assert np.isfinite(list(offsets.values())).all() and offsets["stop"] < offsets["no"]  # never said
+
+
+def test_a_rival_is_judged_as_a_detector_is_and_may_say_nothing():
+    engine = Scripted({2: ("go", 5.0)})
+    engine.labels = ["go"]
+    takes, speech = {"go": [np.zeros(48000, np.int16), np.zeros(16000, np.int16)]}, [np.zeros(480_000, np.int16)]
+    engine.scores = lambda wave, rate: (np.array([2.0]), np.array([[5.0 if len(wave) == 48000 else NEVER]]))
+    found = judge(engine, takes, speech * 8)
+    assert found["mean_misses"][0] == 0.5 and found["hours"] == pytest.approx(240 / 3600)
+
+
+def test_an_engine_that_is_not_installed_is_named():
+    assert rivals.tried(lambda: __import__("no_such_engine")) == {"missing": "No module named 'no_such_engine'"}
 
 
 @pytest.fixture(scope="module")

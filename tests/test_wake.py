@@ -1,5 +1,7 @@
 """Wake words of one's own: what is near a phrase, what a window holds, how misses are counted, and a tiny training."""
 
+import math
+
 import numpy as np
 import pytest
 import soundfile
@@ -220,6 +222,21 @@ def test_held_sentences_have_no_word_of_a_near_phrase(monkeypatch):
     assert words == set(held[1::2])
 
 
+def test_the_loss_by_hand():
+    """Two windows, two phrases; the second window holds a lone common word, the first of two."""
+    logits, targets = torch.tensor([[2.0, -1.0], [0.5, 3.0]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    phrases = sum(math.log(1 + math.exp(x)) for x in (-2.0, -1.0, 0.5, 3.0)) / 2  # minus the log of the right answers
+    words = torch.nn.Linear(1, 2, bias=False)
+    words.weight.data = torch.tensor([[1.0], [-1.0]])
+    pooled = torch.tensor([[9.0], [0.7]])
+    found = loop.loss_of(logits, targets, pooled, torch.tensor([-1, 0]), words)
+    assert found.item() == pytest.approx(phrases + 0.1 * math.log(1 + math.exp(-1.4)), abs=1e-6)
+    alone = loop.loss_of(logits, targets, pooled, torch.tensor([-1, -1]), words)
+    assert alone.item() == pytest.approx(phrases, abs=1e-6)
+    sure = loop.loss_of(torch.tensor([[30.0, -30.0]]), targets[:1], pooled[:1], torch.tensor([-1]), words)
+    assert sure.item() < 1e-6  # nothing caps the score
+
+
 def test_false_alarms_of_training_join_the_negatives(windows, monkeypatch):
     """At 40 % and 70 % of the steps, with the weights' average: windows of the streams, each as long as a window."""
     sentences = [np.random.default_rng(i).normal(0, 3000, 5 * RATE).astype(np.int16) for i in range(3)]
@@ -242,6 +259,9 @@ def test_phrases_and_recordings_are_checked(tmp_path):
         own_takes([tmp_path], ["one", "two"])
     with pytest.raises(KwsError, match="different"):
         train(["stop", "Stop"], tmp_path / "out")
+    with pytest.raises(KwsError, match="alarms_per_hour is -1; give a rate above 0"):
+        train(["stop"], tmp_path / "out", alarms_per_hour=-1)
+    assert not (tmp_path / "out").exists()
     with pytest.raises(KwsError, match="no audio"):
         own_takes([tmp_path / "other"], ["one"])
     soundfile.write(tmp_path / "other/a.wav", np.ones(RATE) / 2, RATE)
@@ -263,7 +283,8 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(voices.shutil, "which", lambda name: None)  # no flite
         options = ["--out", str(root / "out"), "--recordings", str(root / "takes"), "--negatives", str(root / "room")]
-        cli.wake(["open sesame", "go", *options, "--steps", "6", "--clips", "8"])
+        options += ["--steps", "6", "--clips", "8", "--alarms-per-hour", "0.25"]
+        cli.wake(["open sesame", "go", *options])
     return root / "out"
 
 
@@ -271,12 +292,12 @@ def test_the_command_writes_a_detector_its_card_and_its_curve(trained):
     spotter = kwslib.load(trained)
     assert spotter.labels == ["open sesame", "go"]
     detector, wake = spotter.card["detector"], spotter.card["wake"]
-    assert detector["window_s"] >= 1.5 and set(detector["thresholds"]) == {"0.5", "1", "2"}
+    assert detector["window_s"] >= 1.5 and list(detector["thresholds"]) == ["0.25", "0.5", "1", "2"]
     assert detector["modes"] == ["windows"]  # nothing was heard before a window
     first, second = (torch.cat([p.flatten() for p in m.parameters()]) for m in members_of(spotter.model))
     assert len(first) == len(second) and not torch.equal(first, second)
     for phrase in spotter.labels:
-        limits = [detector["thresholds"][rate][phrase] for rate in ("0.5", "1", "2")]
+        limits = [detector["thresholds"][rate][phrase] for rate in ("0.25", "0.5", "1", "2")]
         assert limits == sorted(limits, reverse=True)
     assert wake["recordings"] == {"open sesame": 3, "go": 0} and "espeak-ng" in wake["engines"]
     assert wake["real_speech"][0]["name"] == "room" and spotter.card["features"]["scale"] == "log"

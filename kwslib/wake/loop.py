@@ -36,17 +36,20 @@ LISTEN = {"window_s": 1.5, "hop_s": 0.1, "smooth": 3, "refractory_s": 1.0}
 
 def train(
     phrases, out, recordings=(), negative_paths=(), steps=600, batch=64, clips=450, lr=1e-3, seed=0, workers=None,
-    found=None, estimate=True,
+    found=None, estimate=True, alarms_per_hour=1.0,
 ):  # fmt: skip
     """Train one detector for all `phrases` and write it to the folder `out`. Returns the card.
 
     recordings: folders of the user's takes, one for each phrase: FOLDER/<phrase>/…, or the folder itself for a single
     phrase. negative_paths: folders, zips or packed corpora of speech without the phrases. steps of `batch` windows for
     each member of the model; clips: how many synthetic ones of each phrase. found: the engines to use (see
-    voices.engines). estimate: measure the curve and thresholds. Raises KwsError."""
+    voices.engines). estimate: measure the curve and thresholds; alarms_per_hour: a rate that gets a threshold, beside
+    those of report.RATES. Raises KwsError."""
     phrases, out, started = [clean(p) for p in phrases], Path(out), time.time()
     if len(set(phrases)) < len(phrases) or not phrases:
         raise KwsError("phrases must be one or more different ones; say each once")
+    if not 0 < alarms_per_hour < math.inf:
+        raise KwsError(f"alarms_per_hour is {alarms_per_hour:g}; give a rate above 0, such as 0.5")
     out.mkdir(parents=True, exist_ok=True)
     takes = own_takes(recordings, phrases)
     found = found or voices.engines()
@@ -69,7 +72,7 @@ def train(
     if estimate:
         near = {word for group in material["near_words"].values() for spelling in group for word in spelling.split()}
         held = speak_held(phrases, found, clips, seed, workers, near)
-        warnings += report.estimate(spotter, held, material["real"]["held"], out)
+        warnings += report.estimate(spotter, held, material["real"]["held"], out, alarms_per_hour)
     card["wake"] |= {"warnings": warnings, "seconds": round(time.time() - started)}
     save_checkpoint(out / "model.safetensors", spotter.model.state_dict(), card)
     for warning in warnings:
@@ -236,9 +239,7 @@ def loop(spotter, windows, material, steps, batch, lr, still=0):
             cut = features.shape[1] - round(inside * features.shape[1])  # what was heard before stays as it is
             features = torch.cat([features[:, :cut], warp(features[:, cut:])], 1)
             logits, pooled = logits_of(model, mask(features), inside)
-            loss = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / batch
-            if (lone >= 0).any():  # the encoder goes on hearing many words
-                loss = loss + 0.1 * F.cross_entropy(words(pooled[lone >= 0]).float(), lone[lone >= 0])
+            loss = loss_of(logits, targets, pooled, lone, words)
         descent.step(loss)
         total += loss.item()
         if step % 50 == 49:
@@ -248,6 +249,17 @@ def loop(spotter, windows, material, steps, batch, lr, still=0):
     if not math.isfinite(loss.item()):
         raise KwsError("the loss is not a number; train with a lower lr")
     spotter.model = descent.average.of(model).eval().requires_grad_(True)
+
+
+def loss_of(logits, targets, pooled, lone, words):
+    """Binary cross-entropy of all phrases' logits (B, phrases), summed over the phrases and averaged over the windows,
+    without smoothing: a smoothed target would cap the score. A tenth of a cross-entropy joins it where windows hold a
+    `lone` common word (B,), -1 for none, which `words` is to name from what is pooled (B, d): so the encoder goes on
+    hearing many words."""
+    loss = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / len(targets)
+    if (lone >= 0).any():
+        loss = loss + 0.1 * F.cross_entropy(words(pooled[lone >= 0]).float(), lone[lone >= 0])
+    return loss
 
 
 class Descent:

@@ -61,8 +61,9 @@ def curve(best, events, hours):
     return rows
 
 
-def estimate(spotter, spoken, real, out):
-    """Thresholds into the card; curve.csv, curve.md and curve.png into `out`. Returns warnings: a list of str.
+def estimate(spotter, spoken, real, out, alarms_per_hour=1.0):
+    """Thresholds into the card, for RATES and for the rate asked for; curve.csv, curve.md and curve.png into `out`.
+    Returns warnings: a list of str.
 
     spoken: the phrases in `positives` and `sentences`, of voices and words that training never met; real: int16
     waves of speech that it never met, perhaps none. The false alarms are counted on real speech, the longest waves
@@ -83,15 +84,17 @@ def estimate(spotter, spoken, real, out):
         stream += [scene(rng, wave) for _, wave in spoken["sentences"]]
     hours = sum(map(len, stream)) / SAMPLE_RATE / 3600
     _, events = score_all(spotter, stream)
-    rows, found, warnings = [], {str(r): {} for r in RATES}, []
+    asked, warnings = f"{alarms_per_hour:g}", []
+    rows, found = [], {f"{rate:g}": {} for rate in sorted({*RATES, alarms_per_hour})}
     for label, (phrase, takes) in enumerate(zip(spotter.labels, spoken["positives"])):
         best, _ = score_all(spotter, [scene(rng, wave) for wave in takes])
         rows += [{"phrase": phrase, **row} for row in curve(best[:, label], events[label], hours)]
-        for rate in RATES:
-            found[str(rate)][phrase] = threshold(events[label], hours, rate)
-        missed = float((best[:, label] < found["1"][phrase]).mean())
+        for rate, limits in found.items():
+            limits[phrase] = threshold(events[label], hours, float(rate))
+        missed = float((best[:, label] < found[asked][phrase]).mean())
         if missed > 0.2:
-            found_at = f"{missed:.0%} of new voices are missed at one false alarm an hour"
+            rate = "one false alarm" if asked == "1" else f"{asked} false alarms"
+            found_at = f"{missed:.0%} of new voices are missed at {rate} an hour"
             warnings.append(f"{phrase!r}: {found_at}; take a longer phrase, or add recordings")
     card["detector"]["thresholds"] = found
     card["validation"] = {"hours": hours, "clips": sum(map(len, spoken["positives"])), "synthetic": synthetic}

@@ -16,6 +16,7 @@ import json
 import math
 import pickle
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 from kwslib.checkpoint import save_checkpoint
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import noise_of
-from kwslib.io import SAMPLE_RATE, cli, write_json
+from kwslib.io import SAMPLE_RATE, cli, replacing, write_json
 from kwslib.spotter import load
 from kwslib.wake import report, voices
 from paper.spotting.commands import COMMANDS, HELD_FLITE, HELD_WORDS, near_words, together, words_for
@@ -79,11 +80,12 @@ class Measure:
 
     def heard(self, name, waves, mode="windows"):
         """Heard of what `waves()` gives, or of the file that an earlier run left."""
-        path = self.cache / f"{name}-{mode}.pickle"  # this program's own file
-        if not path.exists():
-            print(f"  hearing {path.stem}", file=sys.stderr, flush=True)
-            path.write_bytes(pickle.dumps(hear(self.spotter, waves(), mode)))
-        return pickle.loads(path.read_bytes())
+        path = self.cache / f"{name}-{mode}.pickle"
+        return kept(path, lambda: hear(self.spotter, waves(), mode))
+
+    def said(self, name, texts, make):
+        """Synthetic speech of these texts, for every detector: what `make` gives, or an earlier run's file."""
+        return kept(self.cache.parent / f"{name}-{zlib.crc32(' '.join(texts).encode()):08x}.pickle", make)
 
     def stream(self, split, snr):
         return make_stream(
@@ -93,21 +95,30 @@ class Measure:
     def noise(self, split):
         return noise_of(self.corpus, split).flatten()
 
+    def waves(self, split):
+        """{kind: function that gives int16 waves} of what has no keyword: real running speech, synthetic sentences,
+        noise alone."""
+        noise, test = self.noise(split), split == "testing"
+        how = dict(flite=HELD_FLITE if test else None, noise=noise, seed=3, at_once=self.at_once)
+
+        def running():
+            halves = recordings(self.speech, half=int(test))[None]
+            return halves if test else halves[4::5]
+
+        def bed():
+            return [np.int16(noise_bed(np.random.default_rng(2), noise, 1200 * SAMPLE_RATE, (100, 3000)))]
+
+        def spoken():
+            words = words_for(split)
+            name = f"{split}-sentences-{self.hours:g}h"
+            return self.said(name, words, lambda: list(sentences(words, self.hours, split, **how)))
+
+        return {"running speech": running, "sentences": spoken, "noise": bed}
+
     def ordinary(self, split, mode="windows"):
-        """{kind: Heard} of what has no keyword: real running speech, synthetic sentences, noise alone."""
-        spoken = [w for i, w in enumerate(recordings(self.speech, half=0)[None]) if i % 5 == 4]
-        if split == "testing":
-            spoken = recordings(self.speech, half=1)[None]
-        bed = np.int16(noise_bed(np.random.default_rng(2), self.noise(split), 1200 * SAMPLE_RATE, (100, 3000)))
-        how = dict(flite=HELD_FLITE if split == "testing" else None, noise=self.noise(split), seed=3)
-        return {
-            "running speech": self.heard(f"{split}-running", lambda: spoken, mode),
-            "sentences": self.heard(
-                f"{split}-sentences-{self.hours:g}h",
-                lambda: sentences(words_for(split), self.hours, split, at_once=self.at_once, **how), mode,
-            ),
-            "noise": self.heard(f"{split}-noise", lambda: [bed], mode),
-        }  # fmt: skip
+        """{kind: Heard} of `waves`."""
+        names = {"running speech": "running", "sentences": f"sentences-{self.hours:g}h", "noise": "noise"}
+        return {kind: self.heard(f"{split}-{names[kind]}", waves, mode) for kind, waves in self.waves(split).items()}
 
     def confusable(self):
         """{group: (Heard, words)} of isolated words of the test: the corpus' others, and near words of voices and
@@ -132,13 +143,20 @@ class Measure:
             voices_of = voices_of[:2]
         jobs = [voices.Job(t, e, v, "testing", 7000 + 9 * i + j)
                 for i, t in enumerate(texts) for j, (e, v) in enumerate(voices_of)]  # fmt: skip
-        spoken = self.cache / "near.pickle"
-        if not spoken.exists():
-            spoken.write_bytes(pickle.dumps(voices.speak(jobs, "near words", 1)))
-        kept = [(j.text, w) for j, w in zip(jobs, pickle.loads(spoken.read_bytes())) if w is not None]
-        scenes = [report.scene(rng, w, self.noise("testing")) for _, w in kept]
-        found["near words"] = self.heard("confusable-near", lambda: scenes), [t for t, _ in kept]
+        spoken = self.said("near", texts, lambda: voices.speak(jobs, "near words", 1))
+        said = [(j.text, w) for j, w in zip(jobs, spoken) if w is not None]
+        scenes = [report.scene(rng, w, self.noise("testing")) for _, w in said]
+        found["near words"] = self.heard("confusable-near", lambda: scenes), [t for t, _ in said]
         return found
+
+
+def kept(path, make):
+    """What `make` gives, or the file that an earlier run left: this program's own."""
+    if not path.exists():
+        print(f"  making {path}", file=sys.stderr, flush=True)
+        with replacing(path) as scratch:
+            scratch.write_bytes(pickle.dumps(make()))
+    return pickle.loads(path.read_bytes())
 
 
 def alone(rng, wave):

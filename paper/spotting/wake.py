@@ -83,6 +83,7 @@ def main():
     parser.add_argument("--variants", type=int, default=0, help="so many voices of espeak-ng, each clip in one of them")
     parser.add_argument("--start", help="a run whose detector goes on, with recordings")
     parser.add_argument("--takes", type=int, default=0, help="real recordings of each word that train")
+    parser.add_argument("--no-speech", action="store_true", help="no real speech trains, as in `kws wake` without any")
     parser.add_argument("--noise", action="store_true", help="judge in kitchen noise at 10 dB, too")
     parser.add_argument("--every", type=int, default=1, help="judge on every n-th recording only")
     for key, value in dict(steps=600, batch=64, clips=450, seed=0).items():
@@ -97,8 +98,8 @@ def main():
         empty = {"train": [], "held": [], "noise": [], "sources": []}
         bank.write_bytes(pickle.dumps(speak(WORDS, found, empty, a.clips, a.seed, 1)))
     material = pickle.loads(bank.read_bytes())
-    material["real"] = negatives.real([a.corpus], WORDS)
-    material["real"]["train"] += recordings(a.data, half=0)[None]
+    material["real"] = negatives.real([] if a.no_speech else [a.corpus], WORDS)
+    material["real"]["train"] += [] if a.no_speech else recordings(a.data, half=0)[None]
     takes = recordings(a.data, half=1)
     speech, chosen = takes.pop(None), {}
     if a.takes:
