@@ -214,22 +214,24 @@ print(json.dumps({"bits": digest.hexdigest(), "ms": ms}))
 
 
 @cache
-def wake_witness(tree, root):
+def small_runs(of, tree, root):
+    """The hash of small runs `of` wake words or the commands: see paper.witness."""
     speech = read_yaml(root / "profiles/spot/dvc.yaml", "pipeline", "clone it again")["vars"][1]["speech"]
-    return witness.witness(tree, (root / speech).resolve(), root / "data/spot")
+    return getattr(witness, of)(tree, (root / speech).resolve(), root / "data/spot")
 
 
-def prove_wake(profile, kind, name, trees, root):
-    """The proof of a run of wake words or of the commands: the hash of small runs of all kinds, equal in both."""
-    with WITNESS_LOCKS["wake"]:
-        found = {"what": "small runs of detectors"} | {when: wake_witness(tree, root) for when, tree in trees.items()}
+def prove_detector(profile, kind, name, trees, root):
+    """The proof of a run of wake words or of the commands: the hash of small runs, equal in both."""
+    of = "commands" if kind == "detector" else "wake"
+    with WITNESS_LOCKS[of]:
+        found = {"what": f"small runs of {of}"} | {when: small_runs(of, tree, root) for when, tree in trees.items()}
     if found["before"] != found["after"]:
         raise KwsError(f"{profile} {name}: the small runs differ; run the stage again")
     return found
 
 
 PROOFS = {"train": prove_training, "again": prove_training, "trial": prove_training, "taught": prove_training,
-          "detector": prove_wake, "words": prove_wake, "neural": prove_wake, "takes": prove_wake, "changed": prove_wake,
+          **dict.fromkeys(("detector", "words", "neural", "takes", "changed"), prove_detector),
           "robustness": prove_reading, "streaming": prove_reading, "measure": prove_scan}  # fmt: skip
 
 
