@@ -232,7 +232,12 @@ def prove_detector(profile, kind, name, trees, root):
 
 PROOFS = {"train": prove_training, "again": prove_training, "trial": prove_training, "taught": prove_training,
           **dict.fromkeys(("detector", "words", "neural", "takes", "changed"), prove_detector),
-          "robustness": prove_reading, "streaming": prove_reading, "measure": prove_scan}  # fmt: skip
+          "robustness": prove_reading, "streaming": prove_reading}  # fmt: skip
+
+
+def proof_of(profile, kind):
+    """The function that proves a kind of stage, None where there is none: only the scan's measure has one."""
+    return prove_scan if (profile, kind) == ("scan", "measure") else PROOFS.get(kind)
 
 
 def stale(repo):
@@ -294,10 +299,10 @@ def prove(before, addresses=(), root=".", jobs=2):
         kind, _, name = stage.partition("@")
         profile = Path(path).parent.name or "quick"
         profile = "subset" if profile == "beyond" else profile
-        if kind not in PROOFS or (kind == "measure" and profile != "scan"):
+        if not (prover := proof_of(profile, kind)):
             return f"{address}: no proof is known for this kind of stage; run it: dvc repro --single-item {address}"
         try:
-            proof = PROOFS[kind](profile, kind, name, trees, root)
+            proof = prover(profile, kind, name, trees, root)
         except KwsError as e:
             return str(e)
         write_json(root / "results" / profile / "proofs" / f"{kind}-{name}.json", {"commit_before": commit, **proof})

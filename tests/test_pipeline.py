@@ -234,6 +234,12 @@ def test_the_hash_of_weights_sees_one_bit(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+def test_the_scan_alone_has_a_proof_of_its_measure():
+    """The detector's measure of profile spot has the same name; the scan's bits say nothing of it."""
+    assert prove.proof_of("scan", "measure") is prove.prove_scan and prove.proof_of("spot", "measure") is None
+    assert prove.proof_of("spot", "detector") is prove.proof_of("spot", "words") is prove.prove_detector
+
+
 @pytest.mark.parametrize("kind", [kind for kind, proof in prove.PROOFS.items() if proof is prove.prove_reading])
 def test_what_a_proof_runs_is_there(root, tmp_path, kind):
     """In this layout, and in the one in which all modules lay side by side."""
