@@ -198,6 +198,12 @@ def test(m, chosen):
         counted = {k: (events[k], h.hours) for k, h in ordinary.items()}
         counted["all"] = every[mode] = sum(events.values(), []), sum(h.hours for h in ordinary.values())
         result[key] = {k: {r: rate_at(*c, t) for r, t in limits.items()} for k, c in counted.items()}
+        if mode == "windows":  # of which words they are
+            own = alarms(ordinary["sentences"], smooth, m.apart)
+            result["alarms_in_sentences"] = {
+                r: {w: sum(s - o >= t for s in scores) for w, scores, o in zip(COMMANDS, own, offsets)}
+                for r, t in limits.items()
+            }
     for name, snr, mode in CONDITIONS:
         stream = m.stream("testing", snr)
         scored = m.heard(f"stream-testing-{name}-{m.stream_hours:g}h", lambda stream=stream: [stream.wave], mode)
