@@ -201,7 +201,7 @@ def test(m, chosen):
         if mode == "windows":  # of which words they are
             own = alarms(ordinary["sentences"], smooth, m.apart)
             result["alarms_in_sentences"] = {
-                r: {w: sum(s - o >= t for s in scores) for w, scores, o in zip(COMMANDS, own, offsets)}
+                r: {w: int(sum(s - o >= t for s in scores)) for w, scores, o in zip(COMMANDS, own, offsets)}
                 for r, t in limits.items()
             }
     for name, snr, mode in CONDITIONS:
