@@ -204,7 +204,7 @@ def test_wake_words_are_heard_and_not_taken_for_each_other(wake, wake_words):
 
 def test_it_hears_its_words_and_gives_nothing_for_others(shipped, real_clips):
     """Ten test clips of each word; bed and five were no negatives, and marvin and sheila in no training at all. The
-    word off is not here: of its clips, 39 % are taken for a command, mostly up (chapter 8)."""
+    word off is not here: of its clips, one in five is taken for a command (chapter 8)."""
     own, others = [], []
     with zipfile.ZipFile(real_clips) as clips:
         for words, found in ((("yes", "stop", "left"), own), (("bed", "five", "marvin", "sheila"), others)):
