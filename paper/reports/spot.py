@@ -49,8 +49,8 @@ def tried_table(results, c):
         rows.append(row | {"of 1,000 confusable words": f"{confused(run['confusable'], '0.5')[0]:.0f}"})
     return DataFrame(rows), (
         "Recipes in turn, the last is today's: misses, false alarms and confusable words of the test, each at its own "
-        "threshold for 0.5 false alarms an hour. Heard before: what half of the batches hear before the window, for the "
-        "carried state. When the first two were made, synthetic voices said words of the corpus, too, in training and "
+        "threshold for 0.5 false alarms an hour. Heard before: what half of the batches hear before the window, for "
+        "the carried state. When the first two were made, synthetic voices said words of the corpus, too, in training and "
         "in sentences; so their last two columns are of other words."
     )
 
