@@ -50,8 +50,8 @@ def tried_table(results, c):
     return DataFrame(rows), (
         "Recipes in turn, the last is today's: misses, false alarms and confusable words of the test, each at its own "
         "threshold for 0.5 false alarms an hour. Heard before: what half of the batches hear before the window, for "
-        "the carried state. When the first two were made, synthetic voices said words of the corpus, too, in training and "
-        "in sentences; so their last two columns are of other words."
+        "the carried state. When the first two were made, synthetic voices said words of the corpus, too, in training "
+        "and in sentences; so their last two columns are of other words."
     )
 
 
