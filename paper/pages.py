@@ -21,7 +21,6 @@ from kwslib.io import KwsError, cli, replacing
 from kwslib.models.registry import MODELS
 from paper import deviations, facts, results
 from paper.profile import Profile
-from paper.reports import robustness as robustness_report
 from paper.reports import scan as scan_report
 from paper.statistics import effective_clips
 from paper.writing import markdown
@@ -84,10 +83,7 @@ def readers(root):
         """Of the corpus: "clips.training", "attribution"; of the runs: "n", "classes", "epochs" and "effective_n"."""
         runs = held(profile)[1]
         found = facts.flat(runs[0]["corpus"]) | {"n": runs[0]["test"]["n"], "classes": len(runs[0]["labels"])}
-        found |= {
-            "epochs": " or ".join(results.by_epochs(runs)),
-            "effective_n": worth(root / "results" / profile, runs),
-        }
+        found |= {"epochs": " or ".join(results.by_epochs(runs)), "effective_n": worth(runs)}
         return f"{found[key]:,}" if isinstance(found[key], int) else found[key]
 
     def quiet(key):
@@ -154,14 +150,9 @@ def readers(root):
             "label": lambda model: MODELS[model].label}  # fmt: skip
 
 
-def worth(folder, runs):
-    """What the test clips of a results folder are worth ("351 to 685"): by its runs or, where their files are older
-    than these counts, by the tests of robustness, which are of the same clips.
-    """
-    tables = [run["test"]["by_speaker"] for run in runs if run["test"].get("by_speaker")]
-    entries = robustness_report.load_beyond(folder)["robustness"]
-    tables = tables or [table for own in robustness_report.speaker_groups(entries).values() for table in own]
-    return results.span({round(effective_clips(table)) for table in tables}) if tables else "not known"
+def worth(runs):
+    """How many independent clips the test clips of runs are worth ("351 to 685")."""
+    return results.span({round(effective_clips(run["test"]["by_speaker"])) for run in runs})
 
 
 def main(argv=None):

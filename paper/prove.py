@@ -7,7 +7,7 @@ A training is proved by its first epoch: the run's own recipe is trained for one
 `--before` (in a git worktree) and with the code in this folder; all weights must be equal bit for bit, and the epoch's
 losses and accuracies must be those of the history that the run left, unless that run was on a GPU. What only reads a
 checkpoint (robustness, streaming) is proved by running it on a shipped model with both codes: the results must be
-equal. Detectors are proved by small trainings (paper.witness). The scan's benchmark is proved by the
+equal. Detectors, and what hears them, are proved by small runs (paper.witness). The scan's benchmark is proved by the
 scan's bits, and its times in turns. Each proof is kept in results/<profile>/proofs, and only then is the stage's entry
 in dvc.lock renewed. A command that is only written in other quotes is the same command, and needs no run. Every other
 stage takes minutes: run it.
@@ -55,9 +55,7 @@ def first_epoch(tree, recipe, corpus, threads):
         write_json(out / "recipe.yaml", recipe)  # JSON is YAML
         arguments = ["--config", out / "recipe.yaml", "--corpus", corpus, "--out", out, "--threads", threads]
         with open(out / "log", "w") as log:
-            run = subprocess.Popen(
-                python(tree, "kwslib.train", *arguments), cwd=tree, stdout=log, stderr=log, env=only(tree)
-            )
+            run = subprocess.Popen(python("kwslib.train", *arguments), cwd=tree, stdout=log, stderr=log, env=only(tree))
             while not (out / "resume.safetensors").exists() and run.poll() is None:
                 time.sleep(0.02)
             run.kill()
@@ -70,11 +68,8 @@ def first_epoch(tree, recipe, corpus, threads):
         return {"weights": weights_hash(out / "resume.safetensors"), **{key: row[key] for key in EPOCH}}
 
 
-def python(tree, module, *arguments):
-    """The command that runs a module of `tree` (where an older layout has it elsewhere, there)."""
-    package, _, name = module.partition(".")
-    if package == "paper" and not (Path(tree) / "paper").is_dir():
-        module = f"kwslib.{name}"
+def python(module, *arguments):
+    """The command that runs a module."""
     return [sys.executable, "-m", module, *map(str, arguments)]
 
 
@@ -141,12 +136,7 @@ def prove_reading(profile, kind, name, trees, root):
     return found
 
 
-def reader(kind, tree):
-    """The module of `tree` that does what a stage `kind` does: some have lain elsewhere."""
-    room = "spotting." if (Path(tree) / "paper/spotting" / f"{kind}.py").is_file() else ""
-    return f"paper.{room}{kind}"
-
-
+READERS = {"robustness": ("paper.robustness",), "streaming": ("paper.spotting.streaming", "--hours", 0.5)}
 WITNESS_LOCKS = defaultdict(Lock)  # of each kind: two threads would both compute it
 
 
@@ -158,15 +148,14 @@ def finding(kind, tree, root):
 
 @cache
 def reading(kind, tree, root):
-    """SHA-256 of what `paper.<kind>` of a tree finds for the shipped model, without what depends on the machine."""
+    """SHA-256 of what a reader of a tree finds for the shipped model, without what depends on the machine."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.json" if kind == "streaming" else Path(folder)
-        more = ("--hours", 0.5) if kind == "streaming" else ()
-        command = python(
-            tree, reader(kind, tree), root / WITNESS, "--corpus", root / "data/subset", "--out", out, *more
-        )
-        subprocess.run(command, cwd=tree, env=only(tree), check=True, capture_output=True)
-        result = read_json(next(Path(folder).rglob("*.json")), "result")
+        out = Path(folder) / "out.json"
+        command = python(*READERS[kind], root / WITNESS, "--corpus", root / "data/beyond", "--out", out)
+        run = subprocess.run(command, cwd=tree, env=only(tree), capture_output=True, text=True)
+        if run.returncode:
+            raise KwsError(f"{kind} of {WITNESS} failed in {tree}: {run.stderr.strip()[-300:]}")
+        result = read_json(out, "result")
     result = {key: value for key, value in result.items() if key not in PER_MACHINE}
     return hashlib.sha256(repr(sorted(result.items())).encode()).hexdigest()
 
@@ -215,14 +204,15 @@ print(json.dumps({"bits": digest.hexdigest(), "ms": ms}))
 
 @cache
 def small_runs(of, tree, root):
-    """The hash of small runs `of` wake words or the commands: see paper.witness."""
+    """The hash of small runs of a kind, once: see paper.witness."""
     speech = read_yaml(root / "profiles/spot/dvc.yaml", "pipeline", "clone it again")["vars"][1]["speech"]
-    return getattr(witness, of)(tree, (root / speech).resolve(), root / "data/spot")
+    with tempfile.TemporaryDirectory() as folder:
+        return getattr(witness, of)(tree, (root / speech).resolve(), root / "data/spot", Path(folder))
 
 
 def prove_detector(profile, kind, name, trees, root):
-    """The proof of a run of wake words or of the commands: the hash of small runs, equal in both."""
-    of = "commands" if kind == "detector" else "wake"
+    """The proof of a stage that trains or measures detectors: the hash of small runs, equal in both."""
+    of = "words" if kind in ("neural", "takes", "changed") else kind
     with WITNESS_LOCKS[of]:
         found = {"what": f"small runs of {of}"} | {when: small_runs(of, tree, root) for when, tree in trees.items()}
     if found["before"] != found["after"]:
@@ -231,13 +221,15 @@ def prove_detector(profile, kind, name, trees, root):
 
 
 PROOFS = {"train": prove_training, "again": prove_training, "trial": prove_training, "taught": prove_training,
-          **dict.fromkeys(("detector", "words", "neural", "takes", "changed"), prove_detector),
-          "robustness": prove_reading, "streaming": prove_reading}  # fmt: skip
+          **dict.fromkeys("detector encoder example rivals words neural takes changed".split(), prove_detector),
+          **dict.fromkeys(READERS, prove_reading)}  # fmt: skip
 
 
 def proof_of(profile, kind):
-    """The function that proves a kind of stage, None where there is none: only the scan's measure has one."""
-    return prove_scan if (profile, kind) == ("scan", "measure") else PROOFS.get(kind)
+    """The function that proves a kind of stage, None where there is none. The scan's measure and the detector's have
+    one name.
+    """
+    return {"scan": prove_scan, "spot": prove_detector}.get(profile) if kind == "measure" else PROOFS.get(kind)
 
 
 def stale(repo):
@@ -298,14 +290,15 @@ def prove(before, addresses=(), root=".", jobs=2):
         path, _, stage = address.rpartition(":")
         kind, _, name = stage.partition("@")
         profile = Path(path).parent.name or "quick"
-        profile = "subset" if profile == "beyond" else profile
+        profile = {"beyond": "subset", "encoder": "spot"}.get(profile, profile)
         if not (prover := proof_of(profile, kind)):
             return f"{address}: no proof is known for this kind of stage; run it: dvc repro --single-item {address}"
         try:
             proof = prover(profile, kind, name, trees, root)
         except KwsError as e:
             return str(e)
-        write_json(root / "results" / profile / "proofs" / f"{kind}-{name}.json", {"commit_before": commit, **proof})
+        proof_file = "-".join(filter(None, (kind, name)))
+        write_json(root / f"results/{profile}/proofs/{proof_file}.json", {"commit_before": commit, **proof})
         print(f"{address}: same", flush=True)
         return None
 

@@ -1,9 +1,9 @@
 """Beyond clean one-second clips: a trained model in noise, shifted, cut, on the telephone; calibration; unknown words.
 
-    python -m paper.robustness checkpoints/subset/mamba_light-0 --corpus data/subset --out results/subset
+    python -m paper.robustness mamba_light --corpus data/subset --out results/subset/robustness/mamba_light.json
 
-writes results/subset/robustness/mamba_light-0.json. Nothing is chosen on the test split: the
-checkpoint and the temperature were selected on validation.
+A shipped model, or a checkpoint of one's own. Nothing is chosen on the test split: the checkpoint and the temperature
+were selected on validation.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def unknown_words(corpus, labels, split):
 
 
 def measure_robustness(checkpoint, corpus, seed=0):
-    """The content of robustness/<run>.json: accuracy by condition, calibration, and rejection of unknown words.
+    """The content of robustness/<model>.json: accuracy by condition, calibration, and rejection of unknown words.
 
     Accuracies are {n, speakers, accuracy, interval}. Every model gets the same noise, which follows from `seed`; "seen"
     says of each kind whether it was in this model's training.
@@ -142,6 +142,7 @@ def measure_robustness(checkpoint, corpus, seed=0):
     result = {
         "model": spotter.card["model"],
         "seed": recipe["seed"],
+        "epochs": recipe["epochs"],
         "corpus": spotter.card["corpus"],
         "clean": accuracy(targets, clean.argmax(1).numpy(), test.speakers),
         "predictions": clean.argmax(1).tolist(),
@@ -179,12 +180,12 @@ def measure_robustness(checkpoint, corpus, seed=0):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", help="checkpoint file, or the folder that holds model.safetensors")
+    parser.add_argument("checkpoint", help="name of a shipped model, checkpoint file, or folder that holds one")
     parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
-    parser.add_argument("--out", required=True, help="results folder, such as results/subset")
+    parser.add_argument("--out", required=True, type=Path, help="file to write")
     a = parser.parse_args()
     result = measure_robustness(a.checkpoint, a.corpus)
-    write_json(Path(a.out) / "robustness" / f"{result['model']}-{result['seed']}.json", result)
+    write_json(a.out, result)
     print(
         f"{result['model']}: clean {result['clean']['accuracy']:.2%}, "
         + ", ".join(f"{kind} at 0 dB {by['0']['accuracy']:.2%}" for kind, by in result["snr"].items())

@@ -1,8 +1,10 @@
-"""What proves that a change of the code changes no detector: small trainings of each kind (see paper.prove).
+"""What proves that a change of the code changes no detector: small runs of each kind of stage (see paper.prove).
 
-Wake words from text by two engines, with false alarms that join the negatives; then with recordings; and from text by
-formant voices alone: each is heard, too. And the commands. They do what the stages of profile spot do that train, on
-fewer clips and in fewer steps."""
+`words`: wake words from text by two engines, with false alarms that join the negatives; then with recordings; and from
+text by formant voices alone: each is heard, too. `example`: `kwslib.wake.train` with its estimates. `detector`: the
+commands. `encoder`: what wake words start from. `measure`: the shipped detector of the commands on a little of all that
+is measured; `rivals`: the same, and the text of what asks other engines. They do what the stages of profiles spot and
+encoder do, on fewer clips or words and in fewer steps."""
 
 import hashlib
 import json
@@ -10,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 
 from safetensors import safe_open
@@ -24,34 +27,108 @@ RUNS = {
 }
 
 
-def wake(tree, speech, corpus):
-    """SHA-256 of all RUNS' weights and misses, with the code in the folder `tree`."""
-    digest = hashlib.sha256()
-    with tempfile.TemporaryDirectory() as folder:
-        cache = Path(folder) / "cache"
-        for name, options in RUNS.items():
-            run(tree, folder, "wake", name, "--data", speech, "--cache", cache, "--every", 40, *options, corpus=corpus)
-            weigh(digest, cache / name)
-            result = json.loads((Path(folder) / f"results/wake/{name}.json").read_text())
-            digest.update(json.dumps([result.get("clean"), result.get("kitchen_10db")]).encode())
+def words(tree, speech, corpus, folder):
+    """SHA-256 of all RUNS' weights and misses, with the code in the folder `tree`; files go to `folder`."""
+    digest, kept = hashlib.sha256(), folder / "cache"
+    for name, options in RUNS.items():
+        options = ["--data", speech, "--cache", kept, "--every", 40, *options, *SMALL, "--corpus", corpus]
+        run(tree, folder, "-m", "paper.spotting.wake", name, *options)
+        weigh(digest, kept / name)
+        result = json.loads((folder / f"results/wake/{name}.json").read_text())
+        digest.update(json.dumps([result.get("clean"), result.get("kitchen_10db")]).encode())
     return digest.hexdigest()
 
 
-def commands(tree, speech, corpus):
-    """The same of a detector of the commands, but for its misses."""
+def example(tree, speech, corpus, folder):
+    """SHA-256 of the weights, and of the thresholds that are estimated."""
     digest = hashlib.sha256()
-    with tempfile.TemporaryDirectory() as folder:
-        run(tree, folder, "commands", "--speech", speech, "--out", Path(folder) / "out", "--steps", 20, corpus=corpus)
-        weigh(digest, Path(folder) / "out")
+    run(tree, folder, "-c", EXAMPLE, folder, corpus)
+    weigh(digest, folder)
+    digest.update(json.dumps(json.loads((folder / "model.json").read_text())["detector"], sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def run(tree, folder, module, *arguments, corpus):
-    command = [sys.executable, "-m", f"paper.spotting.{module}", *arguments, "--corpus", corpus, *SMALL]
+EXAMPLE = """
+import sys
+from kwslib.wake import train, voices
+found = {e: v for e, v in voices.engines().items() if e != "piper"}
+train(["snowboy"], sys.argv[1], negative_paths=[sys.argv[2]], steps=20, batch=8, clips=40, found=found)
+"""
+
+
+def detector(tree, speech, corpus, folder):
+    """SHA-256 of the weights; what they miss is the measure's."""
+    digest = hashlib.sha256()
+    options = ["--speech", speech, "--out", folder, "--steps", 20, *SMALL, "--corpus", corpus]
+    run(tree, folder, "-m", "paper.spotting.commands", *options)
+    weigh(digest, folder)
+    return digest.hexdigest()
+
+
+def encoder(tree, speech, corpus, folder):
+    """SHA-256 of the weights, and of what they name rightly."""
+    digest, results = hashlib.sha256(), folder / "results.json"
+    options = ["--corpus", corpus, "--speech", speech, "--out", folder, "--results", results, "--steps", 10]
+    run(tree, folder, "-c", ENCODER, *options)
+    weigh(digest, folder)
+    digest.update(json.dumps(json.loads(results.read_text())["validation"]).encode())
+    return digest.hexdigest()
+
+
+ENCODER = """
+from kwslib.wake import negatives
+negatives.COMMON = negatives.COMMON[:20]
+from paper.spotting import encoder
+encoder.main()
+"""
+
+
+@cache
+def measured(tree, speech, corpus):
+    """The result of a small measure, as text."""
+    with tempfile.TemporaryDirectory() as folder:
+        shipped = Path(tree) / "kwslib/pretrained/commands.safetensors"
+        options = ["--corpus", corpus, "--speech", speech, "--out", folder, "--cache", Path(folder) / "cache"]
+        run(tree, folder, "-c", MEASURE, shipped, *options, "--hours", 0.02, "--stream-hours", 0.1)
+        result = json.loads((Path(folder) / "commands.json").read_text())
+    del result["wake"]  # the card's own: how it was trained
+    return json.dumps(result, sort_keys=True)
+
+
+MEASURE = """
+import numpy as np
+from paper.spotting import false_alarms
+whole, ordinary = false_alarms.load_corpus, false_alarms.Measure.waves
+def few(path):
+    corpus = whole(path)
+    corpus.splits = np.where(np.arange(len(corpus.splits)) % 10, corpus.splits, "left out")
+    dropped = (corpus.splits == "testing") & (np.arange(len(corpus.splits)) % 5 > 0)
+    corpus.splits = np.where(dropped, "left out", corpus.splits)
+    return corpus
+def short(self, split):
+    return {kind: lambda make=make: [w[:320_000] for w in make()[:10]] for kind, make in ordinary(self, split).items()}
+false_alarms.load_corpus, false_alarms.Measure.waves = few, short
+false_alarms.main()
+"""
+
+
+def measure(tree, speech, corpus, folder):
+    """SHA-256 of the result."""
+    return hashlib.sha256(measured(tree, speech, corpus).encode()).hexdigest()
+
+
+def rivals(tree, speech, corpus, folder):
+    """SHA-256 of the small measure's result, on whose parts this stage rests, and of the stage's own files."""
+    own = [Path(tree, "paper/spotting", name).read_text() for name in ("rivals.py", "engines.py")]
+    return hashlib.sha256("".join([measured(tree, speech, corpus), *own]).encode()).hexdigest()
+
+
+def run(tree, folder, *arguments):
+    """Run Python with the code in the folder `tree`, in `folder`."""
     env = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*map(str, command)], cwd=folder, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=folder, env=env, capture_output=True, text=True)
     if done.returncode:
-        raise KwsError(f"paper.spotting.{module} failed in {tree}: {done.stderr.strip()[-300:]}")
+        raise KwsError(f"the small run {arguments[1].strip()} failed in {tree}: {done.stderr.strip()[-300:]}")
 
 
 def weigh(digest, checkpoint):

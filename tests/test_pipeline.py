@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from kwslib.io import KwsError, write_json
-from paper import execute, prove, reproduction
+from paper import execute, prove, reproduction, witness
 
 
 def git(folder, *arguments):
@@ -234,17 +234,26 @@ def test_the_hash_of_weights_sees_one_bit(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_the_scan_alone_has_a_proof_of_its_measure():
-    """The detector's measure of profile spot has the same name; the scan's bits say nothing of it."""
-    assert prove.proof_of("scan", "measure") is prove.prove_scan and prove.proof_of("spot", "measure") is None
-    assert prove.proof_of("spot", "detector") is prove.proof_of("spot", "words") is prove.prove_detector
+def test_two_measures_of_one_name_have_proofs_of_their_own():
+    """The scan's bits say nothing of a detector."""
+    assert prove.proof_of("scan", "measure") is prove.prove_scan
+    assert prove.proof_of("spot", "measure") is prove.proof_of("spot", "detector") is prove.prove_detector
+    assert prove.proof_of("quick", "measure") is prove.proof_of("spot", "table") is None
 
 
-@pytest.mark.parametrize("kind", [kind for kind, proof in prove.PROOFS.items() if proof is prove.prove_reading])
-def test_what_a_proof_runs_is_there(root, tmp_path, kind):
-    """In this layout, and in the one in which all modules lay side by side."""
-    assert root.joinpath(*prove.reader(kind, root).split(".")).with_suffix(".py").is_file()
-    assert prove.reader(kind, tmp_path) == f"paper.{kind}"
+def test_every_kind_of_detector_has_a_small_run():
+    kinds = {kind for kind, proof in prove.PROOFS.items() if proof is prove.prove_detector} | {"measure"}
+    assert all(callable(getattr(witness, kind)) for kind in kinds - {"neural", "takes", "changed"})
+
+
+@pytest.mark.parametrize("kind", prove.READERS)
+def test_what_a_proof_runs_is_there(root, kind):
+    assert root.joinpath(*prove.READERS[kind][0].split(".")).with_suffix(".py").is_file()
+
+
+def test_a_reader_that_fails_says_where_and_why(tmp_path):
+    with pytest.raises(KwsError, match=f"robustness of .* failed in {tmp_path}: .*No module named"):
+        prove.reading("robustness", tmp_path, tmp_path)
 
 
 def test_committed_results_are_json(root):

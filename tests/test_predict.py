@@ -120,7 +120,7 @@ def test_padding_does_not_count(spotter):
 
 
 @pytest.mark.parametrize("at", [0, 16000, 43200])
-def test_of_a_long_recording_the_surest_window_answers(spotter, at):
+def test_of_a_long_recording_the_most_confident_window_answers(spotter, at):
     long = np.zeros(59200, np.float32)
     long[at : at + 16000] = chirp(start=3000, end=400)
     starts = [*range(0, 43200, 4000), 43200]  # the last one ends where the recording does

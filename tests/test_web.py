@@ -60,7 +60,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def spoken(real_clips, tmp_path_factory):
-    """(wave file, samples, spotter): of each word the surest of twelve clips, in faint noise, two seconds apart."""
+    """(wave file, samples, spotter): each word's most confident of twelve clips, in faint noise, two seconds apart."""
     import soundfile
 
     import kwslib

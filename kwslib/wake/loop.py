@@ -62,7 +62,7 @@ def train(
         spotter = fit(phrases, material, takes, more, batch, lr / 2, seed, spotter, formants=formants)
     card = spotter.card
     card["wake"] = {
-        "engines": {e: [Path(v).name for v in names] for e, names in found.items()},
+        "engines": voices.names(found),
         "voice_licences": {e: voices.LICENCES[e] for e in found},
         "clips": {p: len(w) for p, w in zip(phrases, material["positives"])},
         "recordings": {p: len(t) for p, t in zip(phrases, takes)}, "near_words": material["near_words"],

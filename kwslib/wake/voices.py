@@ -69,6 +69,11 @@ def engines():
     return found
 
 
+def names(found):
+    """{engine: voices} as a card says it: a Piper voice by the name of its file, wherever that lies."""
+    return {engine: [Path(voice).name for voice in own] for engine, own in found.items()}
+
+
 def only_formants(found):
     """Whether no voice of {engine: voices} is made from recordings of people."""
     return set(found) == {"espeak-ng"}

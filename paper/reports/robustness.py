@@ -3,53 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import stdev
 
 import numpy as np
 
 from kwslib.io import read_json
-from paper.comparisons import (
-    METHOD,
-    SPEAKER,
-    after_epochs,
-    compare,
-    comparison_rows,
-    comparison_sentence,
-    without_speaker,
-)
-from paper.results import by_model, corpus_name, effective_phrase, label_of, seeds_phrase, source
-from paper.statistics import interval_of, mean_draws
+from paper.comparisons import SPEAKER, after_epochs, without_speaker
+from paper.results import by_model, corpus_name, effective_phrase, label_of, source
 
 NOISES = {"pink": "pink noise", "babble": "babble", "recorded": "held-out noise files"}
 WAYS = {"windows": "windows", "carried": "carried state"}
 
 
 def load_beyond(results):
-    """{"robustness": [...], "streaming": [...]}: the content of the files of a results folder, sorted by name.
-
-    "epochs" of each is how long its model was trained, None where the file of its run is not there.
-    """
-    found = {}
-    for kind in ("robustness", "streaming"):
-        paths = sorted((Path(results) / kind).glob("*.json"))
-        found[kind] = [read_json(path, kind) | {"epochs": trained_for(path)} for path in paths]
-    return found
-
-
-def trained_for(path):
-    """The epochs of the run that a result file is about: <model>-<seed>.json, or <profile>-<model>-<seed>.json."""
-    profile, _, name = path.name.partition("-")
-    for run in (path.parents[1] / "runs" / path.name, path.parents[2] / profile / "runs" / name):
-        if run.is_file():
-            return read_json(run, "run")["training"]["epochs"]
-    return None
+    """{"robustness": [...], "streaming": [...]}: the content of the files of a results folder, sorted by name."""
+    return {
+        kind: [read_json(path, kind) for path in sorted((Path(results) / kind).glob("*.json"))]
+        for kind in ("robustness", "streaming")
+    }
 
 
 def groups_of(entries):
     """Epochs -> the entries of models that were trained for as many: no others are compared."""
     groups = {}
-    for entry in sorted(entries, key=lambda e: e.get("epochs") or 0):
-        groups.setdefault(entry.get("epochs"), []).append(entry)
+    for entry in sorted(entries, key=lambda e: e["epochs"]):
+        groups.setdefault(entry["epochs"], []).append(entry)
     return groups
 
 
@@ -59,36 +36,10 @@ def task_of(stream):
     return ", ".join([f"{len(stream['keywords'])} words", *more])
 
 
-def percent(part, std=None, spread=False):
-    """An {accuracy, interval} in per cent, with the standard deviation over seeds and the interval where asked for."""
-    text = f"{100 * part['accuracy']:.2f}" + (f" ± {100 * std:.2f}" if std is not None else "")
-    return f"{text} [{100 * part['interval'][0]:.2f}–{100 * part['interval'][1]:.2f}]" if spread else text
-
-
-def averaged(values):
-    """The mean of results of the same shape, number by number; of texts and of lists of other things the first."""
-    first = values[0]
-    if isinstance(first, dict):
-        return {key: averaged([v[key] for v in values if key in v]) for key in first}
-    if isinstance(first, list) and first and isinstance(first[0], float) and {len(v) for v in values} == {len(first)}:
-        return [averaged(column) for column in zip(*values)]
-    return sum(values) / len(values) if isinstance(first, float) else first
-
-
-def over_seeds(entries):
-    """One entry for each model: the mean over its seeds, "seeds" (how many), "std" (of the clean accuracies, or None).
-
-    The clean accuracy's interval is that of the mean, seeds and speakers resampled together; the reliability diagrams
-    are the first seed's.
-    """
-    means, draws = [], mean_draws(speaker_groups(entries))
-    for model, own in by_model(entries).items():
-        mean = averaged(own) | {"seeds": len(own), "std": None}
-        if len(own) > 1:
-            mean["std"] = stdev(entry["clean"]["accuracy"] for entry in own)
-            mean["clean"] = mean["clean"] | {"interval": interval_of(draws[model])}
-        means.append(mean)
-    return means
+def percent(part, interval=False):
+    """An {accuracy, interval} in per cent, with the interval where asked for."""
+    text = f"{100 * part['accuracy']:.2f}"
+    return f"{text} [{100 * part['interval'][0]:.2f}–{100 * part['interval'][1]:.2f}]" if interval else text
 
 
 def speaker_groups(entries):
@@ -103,22 +54,9 @@ def table_of(entry):
     return dict(zip(names.tolist(), zip(right.tolist(), np.bincount(who).tolist())))
 
 
-def comparisons(entries, chosen):
-    """`chosen` against every other model on the clean clips, after the same epochs: see `comparisons.compare`."""
-    found = []
-    for epochs, part in groups_of(entries).items():
-        groups = speaker_groups(part)
-        pairs = [(chosen, model) for model in groups if model != chosen and chosen in groups]
-        found += [entry | {"epochs": epochs and f"{epochs}"} for entry in compare(groups, pairs)]
-    return found
-
-
-def robustness_tables(found, chosen="mamba_light"):
-    """name -> (DataFrame, caption): robustness; paired, the comparison with `chosen`; streaming."""
-    entries = found["robustness"]
-    tables = {"robustness": conditions_table(entries)}
-    if any(e["model"] == chosen for e in entries) and len({e["model"] for e in entries}) > 1:
-        tables["paired"] = paired_table(entries, chosen)
+def robustness_tables(found):
+    """name -> (DataFrame, caption): robustness; streaming, where a stream was heard."""
+    tables = {"robustness": conditions_table(found["robustness"])}
     if any("test" in way for stream in found["streaming"] for way in stream["ways"].values()):
         tables["streaming"] = streaming_table(found["streaming"])
     return tables
@@ -127,19 +65,16 @@ def robustness_tables(found, chosen="mamba_light"):
 def about_clips(entries):
     """Caption part: the corpus and the clips, and what the numbers are."""
     clean, groups = entries[0]["clean"], speaker_groups(entries)
-    counts = {len(own) for part in groups_of(entries).values() for own in by_model(part).values()}
     return (
         f"{source(entries)} n = {clean['n']:,} test clips of {clean['speakers']:,} speakers "
-        f"({effective_phrase(table for own in groups.values() for table in own)}); {epochs_phrase(entries)}"
-        f"{seeds_phrase(counts)}; 95 % intervals of the mean by resampling seeds and speakers, speakers alone where "
-        "there is one seed."
+        f"({effective_phrase(table for own in groups.values() for table in own)}); {epochs_phrase(entries)}; one seed "
+        "of each model, the one that ships; 95 % intervals over speakers."
     )
 
 
 def epochs_phrase(entries):
-    """Caption part: after how many epochs; nothing where that is not known."""
-    known = sorted(epochs for epochs in groups_of(entries) if epochs)
-    return f"after {' or '.join(f'{epochs:,}' for epochs in known)} epochs; " if known else ""
+    """Caption part: after how many epochs."""
+    return f"after {' or '.join(f'{epochs:,}' for epochs in groups_of(entries))} epochs"
 
 
 def conditions_table(entries):
@@ -147,13 +82,8 @@ def conditions_table(entries):
     from pandas import DataFrame
 
     on, rows = f", {corpus_name(entries)} (%)", []
-    for e in (mean for part in groups_of(entries).values() for mean in over_seeds(part)):
-        row = {
-            "model": label_of(e["model"]),
-            "seeds": str(e["seeds"]),
-            "epochs": str(e.get("epochs") or "not known"),
-            f"clean{on}": percent(e["clean"], e["std"], True),
-        }
+    for e in (entry for part in groups_of(entries).values() for entry in part):
+        row = {"model": named(e), "epochs": f"{e['epochs']:,}", f"clean{on}": percent(e["clean"], True)}
         row |= {f"{NOISES[kind]}, 0 dB{on}": f"{percent(by['0'])} {seen(e, kind)}" for kind, by in e["snr"].items()}
         row |= {
             f"200 ms late{on}": percent(e["shift"]["200"]),
@@ -170,24 +100,19 @@ def conditions_table(entries):
         "Accuracy under changed conditions, calibration, and rejection of words that were not in the training. Noise: "
         "pink, babble of six other speakers, and noise files of the corpus that no training heard; "
         "“seen” is what the model's recipe mixed into its training, such as pink noise among the corpus' noise files. "
-        "Only the loudest half second, with the rest masked or left as silence; 300 to 3,400 Hz and 8-bit µ-law at "
-        f"8 kHz. {about_clips(entries)}"
+        "Only the loudest half second, with the rest masked or left as silence, which is the same where a model's "
+        f"recipe counts all frames; 300 to 3,400 Hz and 8-bit µ-law at 8 kHz. {about_clips(entries)}"
     )
 
 
 def seen(entry, kind):
     """Whether a kind of noise was in the model's training, as tables print it."""
-    return {True: "(seen)", False: "(unseen)", None: "(not known)"}[entry.get("seen", {}).get(kind)]
+    return "(seen)" if entry["seen"][kind] else "(unseen)"
 
 
 def named(entry):
-    """A model's name, marked where one seed is all there is of it."""
-    return label_of(entry["model"]) + (" (one seed)" if entry["seeds"] == 1 else "")
-
-
-def paired_table(entries, chosen):
-    """`chosen` against every other model."""
-    return comparison_rows(comparisons(entries, chosen)), f"{METHOD} {about_clips(entries)}"
+    """A model's name in texts."""
+    return label_of(entry["model"])
 
 
 def streaming_table(streams):
@@ -202,9 +127,9 @@ def streaming_table(streams):
             test, validation = w["test"], w["validation"]
             low, high = (100 * end for end in test["miss_interval"])
             row = {
-                "model": label_of(s["model"]),
+                "model": named(s),
                 "trained on": task_of(s),
-                "epochs": str(s.get("epochs") or "not known"),
+                "epochs": f"{s['epochs']:,}",
                 "listening": WAYS[way],
                 "missed, validation (%)": f"{100 * validation['miss_rate']:.1f}",
                 "false alarms/h, validation": f"{validation['alarms_per_hour']:.2f}",
@@ -224,48 +149,46 @@ def streaming_table(streams):
     )
 
 
-def findings(found, chosen="mamba_light"):
+def findings(found):
     """What the results show, in Markdown sentences, each with its numbers and epochs, unfavourable ones included."""
     lines = [
         f"{after_epochs(epochs)}{line}"
         for epochs, part in groups_of(found["robustness"]).items()
         for line in condition_sentences(part)
     ]
-    lines += map(comparison_sentence, comparisons(found["robustness"], chosen))
     lines += [stream_sentence(s, way) for s in found["streaming"] for way in s["ways"] if "test" in s["ways"][way]]
     return "\n".join(f"- {line[0].upper()}{line[1:]}" for line in lines)
 
 
 def condition_sentences(part):
     """What the robustness of models that were trained for the same epochs shows."""
-    entries = over_seeds(part)
-    best = max(entries, key=lambda e: e["clean"]["accuracy"])
+    best = max(part, key=lambda e: e["clean"]["accuracy"])
     worth = effective_phrase(table for own in speaker_groups(part).values() for table in own)
     lines = [
-        f"{named(best)} has the highest test accuracy, {percent(best['clean'], best['std'], True)} % "
-        f"(n = {best['clean']['n']:,}, {worth}; seeds: {best['seeds']}).",
+        f"{named(best)} has the highest test accuracy, {percent(best['clean'], True)} % "
+        f"(n = {best['clean']['n']:,}, {worth}).",
         *speaker_sentences(part),
     ]
-    for kind in entries[0]["snr"]:
-        first, last = extremes((e["snr"][kind]["0"]["accuracy"], e) for e in entries)
+    for kind in part[0]["snr"]:
+        first, last = extremes((e["snr"][kind]["0"]["accuracy"], e) for e in part)
         lines.append(
             f"in {NOISES[kind]} at 0 dB, {named(last)} has the highest accuracy, "
             f"{percent(last['snr'][kind]['0'])} % {seen(last, kind)}, and {named(first)} the lowest, "
             f"{percent(first['snr'][kind]['0'])} % {seen(first, kind)}."
         )
-    gain = {e["model"]: e["cut"]["0.5"]["masked"]["accuracy"] - e["cut"]["0.5"]["padded"]["accuracy"] for e in entries}
+    gain = {e["model"]: e["cut"]["0.5"]["masked"]["accuracy"] - e["cut"]["0.5"]["padded"]["accuracy"] for e in part}
     least, most = extremes((value, model) for model, value in gain.items())
     lines.append(
         f"on half a second of sound, masking the padding changes the accuracy by {100 * gain[least]:+.2f} "
         f"({label_of(least)}) to {100 * gain[most]:+.2f} points ({label_of(most)})."
     )
-    least, most = extremes((e["calibration"]["error"], e) for e in entries)
+    least, most = extremes((e["calibration"]["error"], e) for e in part)
     lines.append(
         f"the calibration error ranges from {least['calibration']['error']:.3f}, {named(least)}, to "
         f"{most['calibration']['error']:.3f}, {named(most)}; with a temperature fitted on validation it "
-        f"is at most {max(e['calibration']['error_scaled'] for e in entries):.3f}."
+        f"is at most {max(e['calibration']['error_scaled'] for e in part):.3f}."
     )
-    if known := [(e["open_set"]["area"], e) for e in entries if "open_set" in e]:
+    if known := [(e["open_set"]["area"], e) for e in part if "open_set" in e]:
         least, most = extremes(known)
         lines.append(
             f"rejecting unknown words by its confidence, {named(most)} has the largest area under the curve, "
@@ -294,7 +217,7 @@ def stream_sentence(stream, way):
     """Misses and false alarms of one model and way of listening."""
     test = stream["ways"][way]["test"]
     return (
-        f"{after_epochs(stream.get('epochs'))}in {test['hours']:g} h of synthetic stream, {label_of(stream['model'])} "
+        f"{after_epochs(stream['epochs'])}in {test['hours']:g} h of synthetic stream, {named(stream)} "
         f"trained on {task_of(stream)} ({WAYS[way]}) misses {100 * test['miss_rate']:.1f} % of {test['n']:,} keywords "
         f"of {test['speakers']:,} speakers at {test['alarms_per_hour']:.2f} false alarms an hour."
     )

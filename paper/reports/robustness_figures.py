@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from paper.figure_style import PAGE, look, new_figure, plain_ticks
-from paper.reports.robustness import NOISES, WAYS, over_seeds, task_of
+from paper.reports.robustness import NOISES, WAYS, task_of
 from paper.results import source
 
 FEW = 20  # clips: a bin of a reliability diagram with fewer is not drawn
@@ -13,12 +13,8 @@ FEW = 20  # clips: a bin of a reliability diagram with fewer is not drawn
 
 def robustness_figures(found):
     """name -> (Figure, caption): conditions, confidence; streaming where a stream was heard."""
-    entries, streams = over_seeds(found["robustness"]), found["streaming"]
-    counts = {e["seeds"] for e in entries}
-    several = f"means over {min(counts)} seeds" if len(counts) == 1 else "means over the seeds that the table counts"
-    about = (
-        f"{source(entries)} n = {entries[0]['clean']['n']:,} test clips; {several if max(counts) > 1 else 'one seed'}."
-    )
+    entries, streams = found["robustness"], found["streaming"]
+    about = f"{source(entries)} n = {entries[0]['clean']['n']:,} test clips; one seed of each model."
     figures = {
         "conditions": (
             conditions_figure(entries),
@@ -26,7 +22,7 @@ def robustness_figures(found):
         ),
         "confidence": (
             confidence_figure(entries),
-            f"Reliability, in bins of at least {FEW} clips of each model's first seed, as trained and with the "
+            f"Reliability, in bins of at least {FEW} clips, as trained and with the "
             "temperature that fits validation; and rejection, by confidence, of words that were not in the training. "
             f"{about}",
         ),

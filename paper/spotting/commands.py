@@ -148,7 +148,8 @@ def train(corpus, speech, out, steps=1000, batch=64, clips=500, lr=1e-3, seed=0)
     spotter = loop.fit(COMMANDS, material, [[] for _ in COMMANDS], steps, batch, lr, seed, start(), PAST_S)
     sources = [corpus.origin(), {"name": Path(speech).name, "licence": "Apache 2.0"}]
     spotter.card["wake"] = {
-        "engines": material["engines"], "clips": {c: len(w) for c, w in zip(COMMANDS, mine["positives"])},
+        "engines": voices.names(material["engines"]),
+        "clips": {c: len(w) for c, w in zip(COMMANDS, mine["positives"])},
         "near_words": material["near_words"], "other_words": mine["words"], "real_speech": sources,
         "steps": steps, "batch": batch, "seed": seed, "speaking_s": round(spoken_s),
         "seconds": round(time.time() - begun - spoken_s),

@@ -122,7 +122,7 @@ def main():
     spoken, spotter = time.time() - begun, begin(words, corpus)
     fit(spotter, windows, which, a.steps)
     result = {"words": len(words), "steps": a.steps, "seed": a.seed, "validation": right(spotter, corpus)}
-    result["engines"] = {e: [Path(v).name for v in names] for e, names in found.items()}
+    result["engines"] = voices.names(found)
     result |= {"speaking_s": round(spoken), "training_s": round(time.time() - begun - spoken)}
     weights = halved(spotter.model.state_dict())
     save_checkpoint(Path(a.out) / "model.safetensors", weights, spotter.card | {"run": result})

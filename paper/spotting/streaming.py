@@ -1,7 +1,6 @@
 """Spotting in continuous audio: synthetic streams with exact time stamps, detections, misses and false alarms.
 
-    python -m paper.spotting.streaming checkpoints/subset/mamba_light-0 --corpus data/subset \\
-        --out results/subset/streaming/mamba_light-0.json
+    python -m paper.spotting.streaming mamba_light --corpus data/subset --out results/subset/streaming/mamba_light.json
 
 A stream (streams.py) has keywords, other words and silence of held-out speakers over background noise, and follows from
 its seed.
@@ -163,7 +162,7 @@ def operating_point(curve, alarms=ALARMS):
 
 
 def measure_streaming(checkpoint, corpus, hours=4.0, seed=0):
-    """The content of streaming/<run>.json: for each way to listen, the curve, and the test at the chosen threshold.
+    """The content of streaming/<model>.json: for each way to listen, the curve, and the test at the chosen threshold.
 
     The miss rate of the test has a 95 % interval that resamples speakers.
     """
@@ -178,6 +177,7 @@ def measure_streaming(checkpoint, corpus, hours=4.0, seed=0):
     result = {
         "model": spotter.card["model"],
         "seed": spotter.card["recipe"]["seed"],
+        "epochs": spotter.card["recipe"]["epochs"],
         "corpus": spotter.card["corpus"],
         "keywords": keywords,
         "labels": spotter.labels,
@@ -205,11 +205,9 @@ def measure_streaming(checkpoint, corpus, hours=4.0, seed=0):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", help="checkpoint file, or the folder that holds model.safetensors")
+    parser.add_argument("checkpoint", help="name of a shipped model, checkpoint file, or folder that holds one")
     parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
-    parser.add_argument(
-        "--out", required=True, type=Path, help="file to write, such as results/subset/streaming/mamba_light-0.json"
-    )
+    parser.add_argument("--out", required=True, type=Path, help="file to write")
     parser.add_argument("--hours", type=float, default=4.0, help="length of each stream (default 4)")
     a = parser.parse_args()
     result = measure_streaming(a.checkpoint, a.corpus, a.hours)
