@@ -22,7 +22,6 @@ from kwslib.models.registry import MODELS
 from paper import deviations, facts, results
 from paper.profile import Profile
 from paper.reports import scan as scan_report
-from paper.statistics import effective_clips
 from paper.writing import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +82,10 @@ def readers(root):
         """Of the corpus: "clips.training", "attribution"; of the runs: "n", "classes", "epochs" and "effective_n"."""
         runs = held(profile)[1]
         found = facts.flat(runs[0]["corpus"]) | {"n": runs[0]["test"]["n"], "classes": len(runs[0]["labels"])}
-        found |= {"epochs": " or ".join(results.by_epochs(runs)), "effective_n": worth(runs)}
+        found |= {
+            "epochs": " or ".join(results.by_epochs(runs)),
+            "effective_n": results.effective_n(results.all_tables(runs)),
+        }
         return f"{found[key]:,}" if isinstance(found[key], int) else found[key]
 
     def quiet(key):
@@ -148,11 +150,6 @@ def readers(root):
             "wake_example": wake_example, "published": published, "claimed": claimed,
             "table": table, "size": size, "deviations": deviation_table,
             "label": lambda model: MODELS[model].label}  # fmt: skip
-
-
-def worth(runs):
-    """How many independent clips the test clips of runs are worth ("351 to 685")."""
-    return results.span({round(effective_clips(run["test"]["by_speaker"])) for run in runs})
 
 
 def main(argv=None):

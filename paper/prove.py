@@ -9,8 +9,8 @@ losses and accuracies must be those of the history that the run left, unless tha
 checkpoint (robustness, streaming) is proved by running it on a shipped model with both codes: the results must be
 equal. Detectors, and what hears them, are proved by small runs (paper.witness). The scan's benchmark is proved by the
 scan's bits, and its times in turns. Each proof is kept in results/<profile>/proofs, and only then is the stage's entry
-in dvc.lock renewed. A command that is only written in other quotes is the same command, and needs no run. Every other
-stage takes minutes: run it.
+in dvc.lock renewed. Where only comments, docstrings, the texts of errors or the quotes of a command have changed, the
+syntax trees are the proof, and nothing is run (paper.locks). Every other stage takes minutes: run it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import argparse
 import hashlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -33,14 +32,11 @@ from threading import Lock
 from kwslib.io import KwsError, cli, read_csv, read_json, write_json
 from kwslib.training.config import read_yaml
 from paper import witness
+from paper.locks import only_words_changed, renew, stale
 
 EPOCH = ("training_loss", "training_accuracy", "validation_loss", "validation_accuracy")
 WITNESS = "kwslib/pretrained/mamba_light.safetensors"  # a checkpoint that every clone has
 PER_MACHINE = ("machine", "seconds")
-TEACHERS = {
-    "mamba_mel_small": "mamba_mel_small",
-    "mamba_light": "mamba_light",
-}  # shipped, in place of those in the cache
 
 
 def first_epoch(tree, recipe, corpus, threads):
@@ -101,11 +97,6 @@ def training_of(profile, kind, name, root):
         row = None if timing["machine"].get("gpu") else {key: row[key] for key in EPOCH}  # a GPU's bits are its own
     else:
         recipe, row = read_json(results / "trials" / f"{name}.json", "trial")["recipe"], None
-        shipped = [
-            str(root / f"kwslib/pretrained/{Path(t).name.rsplit('-', 1)[0]}.safetensors")
-            for t in recipe.get("teachers", [])
-        ]
-        recipe = recipe | ({"teachers": list(dict.fromkeys(shipped))} if shipped else {})
     return recipe, root / "data" / profile, timing["machine"]["threads"], row
 
 
@@ -232,42 +223,6 @@ def proof_of(profile, kind):
     return {"scan": prove_scan, "spot": prove_detector}.get(profile) if kind == "measure" else PROOFS.get(kind)
 
 
-def stale(repo):
-    """The addresses of all stages that were run, and whose dependencies, parameters or command are others now."""
-    with repo.lock:
-        ran = [stage for stage in repo.index.stages if stage.name in locked(stage.path)]
-        return [s.addressing for s in ran if s.changed_stage() or s.changed_deps(allow_missing=True)]
-
-
-def only_requoted(repo, address):
-    """Whether nothing of a stage has changed but its command, of which the shell reads the same words.
-
-    This needs no run; what git shows of the renewed entry, the old command beside the new one, is the proof.
-    """
-    (stage,) = repo.stage.collect(address)
-    with repo.lock:
-        if stage.changed_deps(allow_missing=True):
-            return False
-    return shlex.split(locked(stage.path)[stage.name]["cmd"]) == shlex.split(stage.cmd)
-
-
-@cache
-def locked(path):
-    """The entries in the lock file beside a dvc.yaml, by stage: those that were run."""
-    lock = Path(path).with_suffix(".lock")
-    return read_yaml(lock, "lock file", "dvc repro writes it").get("stages") or {} if lock.is_file() else {}
-
-
-def renew(repo, address):
-    """Enter a stage's dependencies, parameters and outputs, as they are now, into its lock file; absent outputs keep
-    their entry.
-    """
-    (stage,) = repo.stage.collect(address)
-    with repo.lock:
-        stage.save(allow_missing=True, run_cache=False)
-        stage.dump(update_pipeline=False)
-
-
 def prove(before, addresses=(), root=".", jobs=2):
     """Prove the stages `addresses` (default: all that are out of date), renew their entries; returns the sentences of
     what failed.
@@ -303,10 +258,10 @@ def prove(before, addresses=(), root=".", jobs=2):
         return None
 
     addresses = list(addresses) or stale(repo)
-    for address in [a for a in addresses if only_requoted(repo, a)]:
+    for address in [a for a in addresses if only_words_changed(repo, a, tree)]:
         renew(repo, address)
         addresses.remove(address)
-        print(f"{address}: the same command", flush=True)
+        print(f"{address}: the same code in other words", flush=True)
     with ThreadPoolExecutor(jobs) as pool:
         for address, problem in zip(addresses, pool.map(one, addresses)):
             if problem:

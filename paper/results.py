@@ -130,12 +130,23 @@ def span(numbers):
     return " to ".join(f"{n:,}" for n in sorted({min(numbers), max(numbers)}))
 
 
+def effective_n(tables):
+    """How many independent clips the test clips are worth, as a set of tables {speaker: [right, clips]} shows: "351 to
+    685", or "not known" where there is no table.
+    """
+    found = {round(effective_clips(table)) for table in tables}
+    return span(found) if found else "not known"
+
+
 def effective_phrase(tables):
-    """Caption part: what the test clips are worth, as a set of tables {speaker: [right, clips]} shows."""
-    worth = [effective_clips(table) for table in tables]
-    if not worth:
-        return "effective n not known"
-    return f"effective n {span({round(n) for n in worth})}, for the clips of a speaker are alike"
+    """Caption part: the same."""
+    found = effective_n(tables)
+    return f"effective n {found}" + (", for the clips of a speaker are alike" if found != "not known" else "")
+
+
+def all_tables(runs):
+    """The tables {speaker: [right, clips]} of all runs whose files have these counts."""
+    return [run["test"]["by_speaker"] for run in runs if run["test"].get("by_speaker")]
 
 
 def describe(runs):
@@ -148,7 +159,7 @@ def describe(runs):
     over += " (speakers alone where there is one seed)" if min(counts) == 1 < max(counts) else ""
     return (
         f"{source(runs)} n = {test['n']:,} test clips of {test['speakers']:,} speakers "
-        f"({effective_phrase(run['test']['by_speaker'] for run in runs if run['test'].get('by_speaker'))}), "
+        f"({effective_phrase(all_tables(runs))}), "
         f"{len(runs[0]['labels'])} classes; after {' or '.join(groups)} epochs; "
         f"{seeds_phrase(counts)}; 95 % intervals of the mean by resampling {over}."
     )

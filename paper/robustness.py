@@ -19,6 +19,7 @@ from kwslib.data.audio import loudest_window, mix_at_snr, shift, to_float
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import SILENCE, UNKNOWN, noise_of, select
 from kwslib.io import CLIP, SAMPLE_RATE, KwsError, cli, write_json
+from kwslib.machine import keep_memory
 from kwslib.metrics import accuracy
 from kwslib.spotter import load
 from paper.statistics import calibration, roc
@@ -184,6 +185,7 @@ def main():
     parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
     parser.add_argument("--out", required=True, type=Path, help="file to write")
     a = parser.parse_args()
+    keep_memory()
     result = measure_robustness(a.checkpoint, a.corpus)
     write_json(a.out, result)
     print(

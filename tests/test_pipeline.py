@@ -5,12 +5,13 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
 
 from kwslib.io import KwsError, write_json
-from paper import execute, prove, reproduction, witness
+from paper import execute, locks, prove, reproduction, witness
 
 
 def git(folder, *arguments):
@@ -216,6 +217,34 @@ def test_proof_accepts_the_same_weights_and_refuses_others(root, tmp_path, monke
     shutil.rmtree(tmp_path / "tmp")
     with pytest.raises(KwsError, match="mine m-0: the first epoch differs"):
         prove.prove_training("mine", "train", "m-0", trees, tmp_path)
+
+
+ONE = '"""Doubles."""\nx = 2  # two\nif x > 9:\n    raise ValueError(f"too large: {x}")\nprint(2 * x)\n'
+SAME = '"""Prints twice a number."""\n\nx = 2\nif x > 9:\n    raise ValueError(f"it exceeds nine: {x}")\nprint(2 * x)\n'
+
+
+@pytest.mark.parametrize("other", [ONE.replace("= 2", "= 3"), ONE.replace("ValueError", "OSError"), ONE + '"""x"""'])
+def test_code_is_the_same_in_other_words_alone(other):
+    assert locks.code_of(ONE) == locks.code_of(SAME) != locks.code_of(other)
+
+
+def test_words_renew_an_entry_and_code_does_not(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    git(tmp_path, "init", "-q")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/one.py").write_text(ONE)
+    stage = "    cmd: python code/one.py > out\n    deps: [code]\n    outs: [{out: {cache: false}}]\n"
+    (tmp_path / "dvc.yaml").write_text(f"stages:\n  double:\n{stage}")
+    for command in (["init", "-q"], ["repro", "-q"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], check=True)
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-qm", "one")
+    (tmp_path / "code/one.py").write_text(SAME)
+    assert prove.prove("HEAD") == [] and "double: the same code in other words" in capsys.readouterr().out
+    locks.locked.cache_clear()
+    assert prove.prove("HEAD", ["double"]) == [], "what is not out of date is the same"
+    (tmp_path / "code/one.py").write_text(ONE.replace("2", "3"))
+    assert "double: no proof is known" in prove.prove("HEAD")[0]
 
 
 def test_the_hash_of_weights_sees_one_bit(tmp_path):

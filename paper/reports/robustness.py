@@ -64,10 +64,10 @@ def robustness_tables(found):
 
 def about_clips(entries):
     """Caption part: the corpus and the clips, and what the numbers are."""
-    clean, groups = entries[0]["clean"], speaker_groups(entries)
+    clean = entries[0]["clean"]
     return (
         f"{source(entries)} n = {clean['n']:,} test clips of {clean['speakers']:,} speakers "
-        f"({effective_phrase(table for own in groups.values() for table in own)}); {epochs_phrase(entries)}; one seed "
+        f"({effective_phrase(map(table_of, entries))}); {epochs_phrase(entries)}; one seed "
         "of each model, the one that ships; 95 % intervals over speakers."
     )
 
@@ -82,7 +82,7 @@ def conditions_table(entries):
     from pandas import DataFrame
 
     on, rows = f", {corpus_name(entries)} (%)", []
-    for e in (entry for part in groups_of(entries).values() for entry in part):
+    for e in sorted(entries, key=lambda e: e["epochs"]):
         row = {"model": named(e), "epochs": f"{e['epochs']:,}", f"clean{on}": percent(e["clean"], True)}
         row |= {f"{NOISES[kind]}, 0 dB{on}": f"{percent(by['0'])} {seen(e, kind)}" for kind, by in e["snr"].items()}
         row |= {
@@ -163,7 +163,7 @@ def findings(found):
 def condition_sentences(part):
     """What the robustness of models that were trained for the same epochs shows."""
     best = max(part, key=lambda e: e["clean"]["accuracy"])
-    worth = effective_phrase(table for own in speaker_groups(part).values() for table in own)
+    worth = effective_phrase(map(table_of, part))
     lines = [
         f"{named(best)} has the highest test accuracy, {percent(best['clean'], True)} % "
         f"(n = {best['clean']['n']:,}, {worth}).",

@@ -1,0 +1,102 @@
+"""The entries of dvc.lock: which are out of date, which only in words, and how one is renewed."""
+
+from __future__ import annotations
+
+import ast
+import shlex
+from functools import cache
+from pathlib import Path
+
+from kwslib.training.config import read_yaml
+
+
+def stale(repo):
+    """The addresses of all stages that were run, and whose dependencies, parameters or command are others now."""
+    with repo.lock:
+        ran = [stage for stage in repo.index.stages if stage.name in locked(stage.path)]
+        return [s.addressing for s in ran if s.changed_stage() or s.changed_deps(allow_missing=True)]
+
+
+@cache
+def locked(path):
+    """The entries in the lock file beside a dvc.yaml, by stage: those that were run."""
+    lock = Path(path).with_suffix(".lock")
+    return read_yaml(lock, "lock file", "dvc repro writes it").get("stages") or {} if lock.is_file() else {}
+
+
+def renew(repo, address):
+    """Enter a stage's dependencies, parameters and outputs, as they are now, into its lock file; absent outputs keep
+    their entry.
+    """
+    (stage,) = repo.stage.collect(address)
+    with repo.lock:
+        stage.save(allow_missing=True, run_cache=False)
+        stage.dump(update_pipeline=False)
+
+
+def only_words_changed(repo, address, tree):
+    """Whether a stage computes what it computed with the code in the folder `tree`, the checkout of an older commit.
+
+    Its command may be written in other quotes, and its Python files in other words (see `code_of`); the lock must hold
+    the hashes of the files in `tree`. This needs no run: the difference in git is the proof.
+    """
+    from dvc.dependency import ParamsDependency
+
+    (stage,) = repo.stage.collect(address)
+    if shlex.split(locked(stage.path)[stage.name]["cmd"]) != shlex.split(stage.cmd):
+        return False
+    with repo.lock:
+        states = {dep: dep.workspace_status() for dep in stage.deps}
+    changed = [dep for dep, state in states.items() if state and state != {str(dep): "deleted"}]
+    if not changed:
+        return True
+    if any(isinstance(dep, ParamsDependency) for dep in changed):
+        return False
+    if not (before := stages_of(str(tree)).get((stage.path_in_repo, stage.name))):  # younger than that commit
+        return False
+    old = {dep.def_path: dep for dep in before.deps if dep.exists}
+    return all(
+        dep.def_path in old
+        and old[dep.def_path].get_hash() == dep.hash_info
+        and same_code(Path(old[dep.def_path].fs_path), Path(dep.fs_path))
+        for dep in changed
+    )
+
+
+@cache
+def stages_of(root):
+    """(path of its dvc.yaml, name) -> stage, of all stages of a checkout."""
+    from dvc.repo import Repo
+
+    return {(stage.path_in_repo, stage.name): stage for stage in Repo(root).index.stages}
+
+
+def same_code(before, after):
+    """Whether two files, or two folders of files, hold the same code; files that are not Python must be equal."""
+    names = files_of(before)
+    return names == files_of(after) and all(
+        code_of((before / name).read_bytes()) == code_of((after / name).read_bytes())
+        if (after / name).suffix == ".py"
+        else (before / name).read_bytes() == (after / name).read_bytes()
+        for name in names
+    )
+
+
+def files_of(path):
+    """The names of the files in a folder, or of the file itself ("."), without what Python compiled."""
+    paths = path.rglob("*") if path.is_dir() else [path]
+    return {p.relative_to(path) for p in paths if p.is_file() and "__pycache__" not in p.parts}
+
+
+def code_of(source):
+    """The syntax tree of Python source as text: without comments, docstrings, layout and the texts in `raise`."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body[0].value = ast.Constant("")
+        if isinstance(node, ast.Raise):
+            for part in ast.walk(node):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    part.value = ""
+    return ast.dump(tree)
