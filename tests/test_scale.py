@@ -1,17 +1,10 @@
 """Corpora of any size: shards, a mapped index, splits that stay in their files; nothing that a small corpus would not
 give, bit by bit."""
 
-import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 import tracemalloc
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,121 +223,3 @@ def test_a_corpus_costs_few_bytes_a_clip(tmp_path):
     assert len(corpus.waves) == 101_000 and len(many.joinpath("waves-000.npy").read_bytes()[:128]) == 128
     assert (cost[1] - cost[0]) / 100_000 < 100
     assert sys.getsizeof(json.dumps(corpus.card)) < 100_000
-
-
-# -- many machines: Ray's nodes, and the processes of one training
-
-
-@pytest.fixture
-def cluster():
-    """A Ray cluster of a head, which computes nothing, and two nodes of one CPU, on this machine."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install kwslib[cluster]")
-    from ray.cluster_utils import Cluster
-
-    memory = {"object_store_memory": 100_000_000}
-    if " " in sys.executable:
-        pytest.skip("Ray starts no worker of an interpreter whose path has a space")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
-    cluster.workers = [cluster.add_node(num_cpus=1, **memory) for _ in range(2)]
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
-def until(seen, seconds=240):
-    """Wait until seen() is true."""
-    end = time.monotonic() + seconds
-    while not seen():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.02)
-
-
-def killing(cluster, seen):
-    """A thread that kills a node, as a loss of power does, when seen() is true."""
-
-    def kill():
-        until(seen)
-        cluster.remove_node(cluster.workers[0], allow_graceful=False)
-        killed.append(True)
-
-    killed = []
-    thread = threading.Thread(target=kill)
-    thread.start()
-    return thread, killed
-
-
-def test_a_grid_on_two_nodes_of_which_one_dies(cluster, tmp_path):
-    from paper import grid
-
-    corpus = write_tones(tmp_path / "c", noise_seconds=40)
-    profile = {"profile": "made", "root": ".", "params": "p", "corpus": {"source": str(corpus), "options": {}}}
-    profile |= {"task": "all", "variants": ["keyword_cnn"], "seeds": [0, 1, 2], "benchmark": {}}
-    profile |= {"common": {"epochs": 40, "batch_size": 16, "precision": "fp32", "threads": 1, "device": "cpu"}}
-    profile["common"] |= {"n_mels": 16, "hop_length": 1600}
-    params = tmp_path / "params.yaml"
-    params.write_text(json.dumps(profile | {"each": {}, "train": {}, "trials": {}}))
-    plain = grid.run_grid(params, tmp_path / "plain", corpus=corpus)
-    resumes = lambda: [*(tmp_path / "spread").glob("checkpoints/*/resume.safetensors")]  # noqa: E731
-    thread, killed = killing(cluster, lambda: len(resumes()) > 1)
-    spread = grid.run_grid(params, tmp_path / "spread", corpus=corpus, engine={"address": cluster.address})
-    thread.join()
-    assert killed and spread == plain == [("keyword_cnn", s, None) for s in (0, 1, 2)]
-    for name in ("keyword_cnn-0", "keyword_cnn-1", "keyword_cnn-2"):
-        assert same(*(tmp_path / way / "checkpoints" / name for way in ("plain", "spread")))
-        for file in (f"history/{name}.csv", f"metrics/{name}.json"):
-            assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "spread" / file).read_bytes()
-    cards = [json.loads(p.read_text()) for p in (tmp_path / "spread/checkpoints").glob("*/model.json")]
-    assert len(cards) == 3 and max(card["training"]["resumed"] for card in cards) == 1
-    assert not resumes()
-
-
-def test_packing_on_two_nodes_of_which_one_dies(cluster, tmp_path, monkeypatch):
-    from paper import ray_engine
-
-    files = {f"w/{i:04}_nohash_0.wav": sound(44_100, 44_100, hz=100 + i) for i in range(600)} | BAD
-    source = as_tar(tmp_path / "s.tar.gz", files)
-    plain = pack(source, tmp_path / "plain", workers=2)
-    monkeypatch.setattr(corpus_module, "PIECE", 16)
-    thread, killed = killing(cluster, lambda: (tmp_path / "o.partial/journal").exists())
-    pool = partial(ray_engine.Pool, address=cluster.address)
-    packed = pack(source, tmp_path / "o", workers=2, pool=pool)
-    thread.join()
-    assert killed and packed.checksum == plain.checksum and packed.card == plain.card
-
-
-def test_engine_ray_without_ray(tmp_path, monkeypatch):
-    from paper import ray_engine
-
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(KwsError, match="pip install kwslib.cluster."):
-        ray_engine.connect()
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_training_on_two_processes_of_which_one_is_killed(tmp_path, rank):
-    corpus = write_tones(tmp_path / "c", noise_seconds=40)
-
-    def start(out):
-        options = dict(model="keyword_cnn", n_mels=16, hop_length=1600, epochs=25, batch_size=16, threads=1)
-        arguments = [word for k, v in options.items() for word in (f"--{k}", str(v))]
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-        command += ["kwslib.train", *arguments, "--precision", "fp32", "--device", "cpu"]
-        command += ["--corpus", corpus, "--out", out]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    whole = start(tmp_path / "whole")
-    told = whole.communicate(timeout=300)
-    assert whole.returncode == 0, told
-    run = start(tmp_path / "killed")
-    until((tmp_path / "killed/resume.safetensors").exists)
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            parent = int(environment.with_name("stat").read_text().rsplit(")")[-1].split()[1])
-            if parent == run.pid and f"\0RANK={rank}\0" in environment.read_text():
-                os.kill(int(environment.parent.name), signal.SIGKILL)
-    assert run.communicate(timeout=300) and run.returncode != 0
-    again = start(tmp_path / "killed")
-    told = again.communicate(timeout=300)
-    assert again.returncode == 0 and "continuing keyword_cnn after epoch" in told[1], told
-    assert same(tmp_path / "whole", tmp_path / "killed")
-    assert (tmp_path / "whole/history.csv").read_bytes() == (tmp_path / "killed/history.csv").read_bytes()
