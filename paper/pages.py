@@ -88,6 +88,11 @@ def readers(root):
         }
         return f"{found[key]:,}" if isinstance(found[key], int) else found[key]
 
+    def recall(profile, model, word):
+        """How many per cent of the test clips of a class a model names rightly, the mean of its seeds."""
+        own = [run["test"]["per_word"][word]["recall"] for run in held(profile)[1] if run["model"] == model]
+        return f"{100 * mean(own):.0f}"
+
     def quiet(key):
         """Of the nearly silent speaker: see paper.levels."""
         value = facts.flat(json.loads((root / "results/subset/levels.json").read_text()))[key]
@@ -146,7 +151,7 @@ def readers(root):
         return f"{(root / 'kwslib/pretrained' / f'{model}.safetensors').stat().st_size / 1e6:.1f} MB"
 
     return {"fact": fact, "measured": measured, "times": times, "corpus": corpus, "at_other_rates": at_other_rates,
-            "quiet": quiet, "scan": scan, "detector": detector,
+            "recall": recall, "quiet": quiet, "scan": scan, "detector": detector,
             "wake_example": wake_example, "published": published, "claimed": claimed,
             "table": table, "size": size, "deviations": deviation_table,
             "label": lambda model: MODELS[model].label}  # fmt: skip
