@@ -55,7 +55,7 @@ def halved(weights):
 def save_tensors(path, tensors, **header):
     """Write tensors, and a header of one value that is kept as JSON, to a safetensors file, atomically."""
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with replacing(path) as scratch:  # not save_file: on a full disk that raises an error which is no OSError
+    with replacing(path) as scratch:  # not save_file: on a full disk that raises an error that is not an OSError
         scratch.write_bytes(save(tensors, metadata={k: json.dumps(v) for k, v in header.items()}))
 
 

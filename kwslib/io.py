@@ -16,7 +16,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: there, two runs of one folder are not told apart
+except ImportError:  # Windows has no such locks: there, nothing stops two runs in one folder
     fcntl = None
 
 SAMPLE_RATE = 16_000  # Hz, everywhere in kwslib

@@ -148,7 +148,7 @@ def test_cuts_beyond_the_end_and_unreadable_files_are_skipped_and_listed(tmp_pat
             "path,word,start\nup/a.wav,_background_noise_,1\n",
             "line 2: word '_background_noise_' .* whole files",
         ),
-        ("m.jsonl", '{"path": "up/a.wav"}\n{"path": \n', "line 2 is no JSON .*; give one object a line"),
+        ("m.jsonl", '{"path": "up/a.wav"}\n{"path": \n', "line 2 is not JSON .*; give one object a line"),
         ("m.jsonl", '["up/a.wav"]\n', "line 1 is no object"),
         ("m.jsonl", '{"file": "up/a.wav"}\n', "line 1 has no column path"),
         ("m.csv.gz", "path\nup/a.wav\n", "cannot be read .*; give CSV or JSON lines"),

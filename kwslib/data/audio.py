@@ -67,7 +67,7 @@ def to_mono(samples, name="the wave"):
 
 
 def check_level(wave, name=""):
-    """Raise Unreadable where a sample is no number, or was never on the scale [-1, 1]."""
+    """Raise Unreadable where a sample is not a number, or was never on the scale [-1, 1]."""
     peak = max(wave.max(), -wave.min())
     if not np.isfinite(peak):
         raise Unreadable(f"{name}holds NaN or infinite samples; record or convert it again")

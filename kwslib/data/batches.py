@@ -150,7 +150,7 @@ class SpeechCommands(Dataset):
             given = f"augment is of type {type(augment).__name__}, frontend of type {type(frontend).__name__}"
             raise KwsError(f"{given}; SpeechCommands takes (data, augment or None, a WaveToSpec)")
         if not len(self):
-            raise KwsError("data is empty; give a clip at least")
+            raise KwsError("data is empty; give at least one clip")
         self.clip(0)  # what is wrong with all rows is said at once
 
     def __len__(self):

@@ -135,7 +135,9 @@ class Normalise(nn.Module):
     def measure(cls, split, frontend, batch_size=256, device="cpu"):
         """Mean and standard deviation of the features of every clip of `split`, without augmentation."""
         if not len(split.waves):
-            raise KwsError(f"split.waves has shape {tuple(split.waves.shape)}; Normalise.measure needs a clip at least")
+            raise KwsError(
+                f"split.waves has shape {tuple(split.waves.shape)}; Normalise.measure needs at least one clip"
+            )
         total = squares = count = 0.0
         for waves in split.waves.split(batch_size):
             x = frontend(to_float(waves.to(device))).double()

@@ -218,7 +218,7 @@ class Folder:
                 try:
                     lines = self._read(names[f"{split}_list.txt",]).decode("utf-8-sig").splitlines()
                 except ValueError as e:
-                    raise KwsError(f"{split}_list.txt of {self.path} is no list of clips ({e}); mend it") from None
+                    raise KwsError(f"{split}_list.txt of {self.path} is not a list of clips ({e}); fix it") from None
                 lines = [line.strip() for line in lines if line.strip()]
                 if odd := [line for line in lines if line.count("/") != 1 or not line.isprintable()]:
                     raise KwsError(f"{split}_list.txt of {self.path} has a line {odd[0]!r:.80}; it lists <word>/<clip>")

@@ -71,7 +71,7 @@ def _jsonl(path, file):
             try:
                 entry = json.loads(text)
             except ValueError as e:
-                raise KwsError(f"manifest {path} line {line} is no JSON ({e}); give one object a line") from None
+                raise KwsError(f"manifest {path} line {line} is not JSON ({e}); give one object a line") from None
             if not isinstance(entry, dict):
                 raise KwsError(f'manifest {path} line {line} is no object; give {{"path": …, "word": …}}')
             _check_columns(f"manifest {path} line {line}", entry)

@@ -147,7 +147,7 @@ def training_batches(config, place, corpus, training, frontend, normalise):
 def train_epoch(model, optimizer, batches, epoch, config, rates, place, average=None, progress=False):
     """One pass over the training clips, step i at the learning rate rates[i].
 
-    Returns mean loss and accuracy on augmented clips, all processes'. Raises KwsError where the loss is no number."""
+    Returns mean loss and accuracy on augmented clips, all processes'. Raises KwsError where the loss is NaN."""
     rng, device = np.random.default_rng([config.seed, epoch]), place.device
     model.train()
     total = torch.zeros(3, device=device)

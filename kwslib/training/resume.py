@@ -58,7 +58,7 @@ class Run:
 
     def end_epoch(self, *measured):
         """Count an epoch, whose row of the history is `measured`, and keep its weights if they are the best: of two
-        with the same accuracy, those with the lower loss. Raises KwsError for weights that are no numbers."""
+        with the same accuracy, those with the lower loss. Raises KwsError for weights that are not numbers."""
         self.epoch += 1
         self.history.append(dict(zip(self.HISTORY, (self.epoch, *measured))))
         loss, accuracy = measured[-2:]

@@ -94,7 +94,7 @@ def clean(phrase):
 
 
 def own_takes(folders, phrases):
-    """The user's takes of each phrase, int16 waves, untrimmed. Raises KwsError where a folder is of no phrase."""
+    """The user's takes of each phrase, int16 waves, untrimmed. Raises KwsError for a folder of another name."""
     takes = {p: [] for p in phrases}
     for folder in map(Path, folders):
         inside = {spelled(p.name): p for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else {}
@@ -213,8 +213,8 @@ def loop(spotter, windows, material, steps, batch, lr, still=0):
     """`steps` of AdamW on freshly drawn windows; at 40 % and 70 % the worst false alarms join the negatives. Ends with
     the running average of the weights in the spotter.
 
-    still: how many blocks are not trained, nor the front-end; 0: all weights are. Of formant voices a whole model
-    learns that they are no people: all positives are synthetic, and all real speech is a negative."""
+    still: how many blocks are not trained, nor the front-end; 0: all weights are. With formant voices alone a whole
+    model would learn to tell them from people: all positives are synthetic, and all real speech is a negative."""
     model, device = spotter.model, torch.device("cpu")
     kept = [model.frontend, *model.blocks[:still]] if still else []
     for part in kept:
