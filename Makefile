@@ -69,7 +69,7 @@ lint: $(READY)  ## check the format and the style of the code
 test: lint  ## run the tests and the notebooks
 	$(RUN) pytest --numprocesses $(JOBS) --dist loadfile --nbval --nbval-current-env --durations=10 -q $(wildcard notebooks) tests
 
-torture: $(READY)  ## try 20,000 damaged inputs, 200 kills, full disks, faulty servers: half an hour, results/torture.md
+torture: $(READY)  ## try 20,000 damaged inputs, 250 kills, full disks, faulty servers: half an hour, results/torture.md
 	OMP_NUM_THREADS=1 $(RUN) paper.torture
 
 figures: profile $(READY)  ## draw the tables and figures again from the committed results, as PROFILE says

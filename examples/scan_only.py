@@ -3,7 +3,7 @@
     python examples/scan_only.py
 
 A layer with a selective scan learns to copy the last marked input of a sequence, and then runs one step at a time with
-a carried state. Where Hugging Face's transformers is installed, a Mamba of theirs trains and writes on the same scan.
+a carried state. Where Hugging Face's transformers is installed, one of its Mamba models trains and writes with it.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""The spotter in an application: audio arrives in pieces, and a callback hears of words.
+"""The spotter in an application: audio arrives in pieces, and a callback is called for each word.
 
     python examples/spotter_in_an_application.py "my recording.wav"
 
@@ -18,7 +18,7 @@ def on_word(word, seconds, score):
 
 
 def main(path):
-    stream = kwslib.load("mamba_light").stream(mode="carried", threshold=1.5)
+    stream = kwslib.load("mamba_light").stream(threshold=1.5)
     with soundfile.SoundFile(path) as file:
         for piece in file.blocks(round(0.08 * file.samplerate), dtype="float32", always_2d=True):  # 80 ms
             for event in stream.feed(piece.mean(1), file.samplerate):

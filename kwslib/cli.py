@@ -240,7 +240,7 @@ def export(argv=None):
     parser = model_parser("export", export.__doc__)
     parser.add_argument("--to", choices=["onnx"], default="onnx", help="kind of file (default onnx)")
     parser.add_argument("--out", help="file to write (default: the model's name, here)")
-    parser.add_argument("--streaming", action="store_true", help="the graph of 100 ms of a stream, with a state")
+    parser.add_argument("--streaming", action="store_true", help="the graph of a stream's next chunk, with a state")
     parser.add_argument("--int8", action="store_true", help="weights and activations in 8 bits")
     parser.add_argument("--clips", help="packed corpus or folder of recordings that the file is checked on")
     a = parser.parse_args(argv)

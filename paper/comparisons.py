@@ -25,7 +25,7 @@ LEVEL = 0.05
 SPEAKER = "3f2b358d"  # of Speech Commands V2: its test clips are nearly silent, see paper.levels
 METHOD = (
     f"Difference of the means over seeds, in points; 95 % intervals and two-sided p by {DRAWS:,} bootstrap draws of "
-    "seeds and test speakers together, the speakers the same for both sides; p corrected by Holm for all comparisons "
+    "seeds and test speakers together, the speakers the same for both sides; p corrected by Holm over all comparisons "
     f"after the same epochs that have one. No p where a side has fewer than {FEWEST} seeds: that interval is over "
     "speakers and the few seeds."
 )
@@ -163,7 +163,7 @@ def comparison_rows(entries):
             "p, corrected": p_text(e["holm"]) if e["holm"] is not None else "–",
             "seeds": "{} and {}".format(*e["seeds"]),
             **({"epochs": e["epochs"]} if "epochs" in e else {}),
-            "the first is": verdict(e),
+            "verdict on the first": verdict(e),
         }
         for e in entries
     )

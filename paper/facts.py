@@ -103,10 +103,10 @@ def measured_facts(own):
         "common": mean(run.get("test_common.accuracy") or 0 for run in flats) or None,
         "counted": f"{own[0]['parameters']:,} ({len(own[0]['labels'])} classes)",
     }
-    timed = [run["timing"] for run in own if "seconds" in run.get("timing", {})]
-    if timed:
-        facts["training.clips_per_second"] = mean(timing["clips_per_second"] for timing in timed)
-        facts["training.minutes"] = mean(timing["seconds"] for timing in timed) / 60
+    for timing in (run["timing"] for run in own if "seconds" in run.get("timing", {})):
+        facts.setdefault("training.gpu" if timing["machine"].get("gpu") else "training.cpu", []).append(timing)
+    for place in facts.keys() & {"training.cpu", "training.gpu"}:
+        facts[place] = mean(timing["clips_per_second"] for timing in facts[place])
     return facts
 
 

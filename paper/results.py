@@ -141,7 +141,7 @@ def effective_n(tables):
 def effective_phrase(tables):
     """Caption part: the same."""
     found = effective_n(tables)
-    return f"effective n {found}" + (", for the clips of a speaker are alike" if found != "not known" else "")
+    return f"effective n {found}" + (", because clips of one speaker are correlated" if found != "not known" else "")
 
 
 def all_tables(runs):

@@ -130,13 +130,13 @@ def cost_table(facts, runs, benchmark):
         "model": "name",
         "CPU latency p50, 1 thread (ms)": "latency_ms.1.p50",
         **{f"CPU {heading}": key for heading, key in throughput[-1:]},
-        "training clips/s": "training.clips_per_second",
-        "training minutes": "training.minutes",
+        "training clips/s, one CPU thread": "training.cpu",
+        "training clips/s, GPU": "training.gpu",
         "epochs": "epochs",
     }
     caption = (
         f"What each model costs. Latency: batch 1, features to logits. {timed_on(benchmark)} Training: means over "
-        f"seeds, validation included in the minutes. {trained_on(runs)}"
+        f"seeds, several trainings at once on a machine. {trained_on(runs)}"
     )
     return text_table(facts.values(), columns), caption
 

@@ -1,4 +1,4 @@
-"""The two ways to listen that kwslib/stream.py describes: 16 kHz samples in, logits of every decision out."""
+"""The two ways to listen that kwslib/listening/stream.py describes: 16 kHz samples in, logits of every decision out."""
 
 import math
 from itertools import chain

@@ -1,7 +1,7 @@
 """A rehearsal of large corpora: what it costs to open one and to start a training on it, and what whole works cost.
 
     python -m paper.benchmarks.scale --out results/scale.json               (minutes, and 4 GB in --folder, or $TMPDIR)
-    python -m paper.benchmarks.scale --out results/scale.json --report      the table and the figure again, beside it
+    python -m paper.benchmarks.scale --out results/scale.json --report      the estimates, table and figure again
 
 Corpora of 1,000 to millions of clips: the one of Speech Commands' size holds noise, the larger ones are sparse files
 with noise in the first clips of each shard. Of each, a process opens it, and starts profile paper's Mamba-Mel Small
@@ -205,6 +205,7 @@ def report(path):
         f"on {machine}; peak: resident memory of the process. The exponents are those from the size of Speech "
         f"Commands on. Corpora above {WHOLE:,} clips are sparse files.\n\n{markdown(pandas.DataFrame(cells))}\n\n"
         "What whole works would cost: measured training rates, and the assumptions of paper/benchmarks/scale.yaml. "
+        "Hours: all processes of a machine at work; a training on one of them alone takes as many times as long. "
         "Memory: the peak of the largest corpus in the first table, for each process. "
         f"Packing at {found['packing']['1']:,.0f} clips/s, one worker.\n\n"
         f"{markdown(pandas.DataFrame(costs))}\n"
@@ -229,19 +230,23 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="the JSON file; its table and figure go beside it")
     parser.add_argument("--folder", help="where the corpora are made")
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="clips, with commas between")
-    parser.add_argument("--report", action="store_true", help="measure nothing")
+    parser.add_argument("--report", action="store_true", help="measure nothing: estimates, table and figure again")
     parser.add_argument("--start", nargs=2, help=argparse.SUPPRESS)  # corpus and time: the process that is measured
     a = parser.parse_args()
     if a.start:
         return start(a.start[0], a.out, float(a.start[1]))
-    if not a.report:
+    if a.report:
+        found = read_json(a.out, "scale file")
+    else:
         from kwslib.machine import machine
-        from kwslib.training.config import read_yaml
 
         rows = measure(a.folder, [int(n) for n in a.sizes.split(",")])
         found = {"machine": machine(), "starts": rows, "exponents": exponents(rows), "packing": packing_rate(a.folder)}
-        assumed = read_yaml(ROOT / "paper/benchmarks/scale.yaml", "assumptions", "they are in the repository")
-        write_json(a.out, found | {"estimates": estimates(assumed, found["packing"]["1"], rows[-1]["peak_mb"])})
+    from kwslib.training.config import read_yaml
+
+    assumed = read_yaml(ROOT / "paper/benchmarks/scale.yaml", "assumptions", "they are in the repository")
+    found["estimates"] = estimates(assumed, found["packing"]["1"], found["starts"][-1]["peak_mb"])
+    write_json(a.out, found)
     print(report(a.out))
 
 

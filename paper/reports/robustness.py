@@ -93,7 +93,7 @@ def conditions_table(entries):
             "calibration error": f"{e['calibration']['error']:.3f}",
             "temperature": f"{e['calibration']['temperature']:.2f}",
             "error at that temperature": f"{e['calibration']['error_scaled']:.3f}",
-            "area, unknown words": f"{e['open_set']['area']:.3f}" if "open_set" in e else "–",
+            "AUROC, unknown words": f"{e['open_set']['area']:.3f}" if "open_set" in e else "–",
         }
         rows.append(row)
     return DataFrame(rows), (
@@ -165,7 +165,7 @@ def condition_sentences(part):
     best = max(part, key=lambda e: e["clean"]["accuracy"])
     worth = effective_phrase(map(table_of, part))
     lines = [
-        f"{named(best)} has the highest test accuracy, {percent(best['clean'], True)} % "
+        f"of the models tested here, {named(best)} has the highest test accuracy, {percent(best['clean'], True)} % "
         f"(n = {best['clean']['n']:,}, {worth}).",
         *speaker_sentences(part),
     ]
@@ -191,8 +191,8 @@ def condition_sentences(part):
     if known := [(e["open_set"]["area"], e) for e in part if "open_set" in e]:
         least, most = extremes(known)
         lines.append(
-            f"rejecting unknown words by its confidence, {named(most)} has the largest area under the curve, "
-            f"{most['open_set']['area']:.3f}, and {named(least)} the smallest, {least['open_set']['area']:.3f}."
+            f"at rejecting unknown words by their confidence, {named(most)} has the highest AUROC, "
+            f"{most['open_set']['area']:.3f}, and {named(least)} the lowest, {least['open_set']['area']:.3f}."
         )
     return lines
 

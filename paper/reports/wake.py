@@ -226,7 +226,7 @@ def findings(runs):
     if len(texts) > 1:
         means = [misses(r)["mean"] for r in texts]
         lines.append(
-            f"- {len(means)} seeds of the text alone miss {min(means):.1f} to {max(means):.1f} %: what lies within "
-            f"{significant(max(means) - min(means), 2)} points of a single run may be chance. Other rows are one seed."
+            f"- {len(means)} seeds of the text alone miss {min(means):.1f} to {max(means):.1f} %: differences of up to "
+            f"{significant(max(means) - min(means), 2)} points between two runs may be chance. Other rows are one seed."
         )
     return "\n".join(lines)
