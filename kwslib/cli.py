@@ -13,6 +13,8 @@ from typing import Literal, get_args, get_origin
 
 from kwslib.io import CLIP, KwsError, cli
 
+SHOWN = 3  # skipped files
+
 
 def parser_of(name, description, **options):
     return argparse.ArgumentParser(f"kws {name}", description=description, allow_abbrev=False, **options)
@@ -73,6 +75,10 @@ def pack(argv=None):
         f"  {len(card['words'])} words; {card['noise_seconds']} s of noise; {card['short']} clips short, "
         f"{card['clipped']} clipped, {card['silent']} silent; {len(card['skipped'])} files skipped"
     )
+    for skipped in card["skipped"][:SHOWN]:
+        print(f"  skipped {skipped['path']}: {skipped['reason']}")
+    if len(card["skipped"]) > SHOWN:
+        print(f"  ... all of them are in {arguments['out']}/card.json")
 
 
 def data(argv=None):
@@ -182,7 +188,17 @@ def listen(argv=None):
     number = a.microphone and a.microphone.isdecimal()
     with threads(1):  # of operators so small, more threads only wait
         stream = load(a.checkpoint, a.device).stream(mode=a.mode, threshold=a.threshold, alarms_per_hour=a.rate)
-        run(stream, file_chunks(a.wav) if a.wav else microphone(int(a.microphone) if number else a.microphone), a.json)
+        chunks = file_chunks(a.wav) if a.wav else microphone(int(a.microphone) if number else a.microphone)
+        run(stream, chunks if a.json else announced(stream, chunks), a.json)
+
+
+def announced(stream, chunks):
+    """The chunks; with the first, a line says what is listened for."""
+    first = next(chunks, None)
+    limits = " to ".join(f"{t:.1f}" for t in sorted({min(stream.thresholds), max(stream.thresholds)}))
+    words = ", ".join(stream.spotter.labels)
+    print(f"listening for {words}: an event is a log-odds of {limits} or more", file=sys.stderr)
+    yield from [] if first is None else itertools.chain([first], chunks)
 
 
 def bench(argv=None):
@@ -220,7 +236,7 @@ def wake(argv=None):
     parser.add_argument(
         "--negatives", action="append", default=[], dest="negative_paths", metavar="PATH", help=negatives
     )
-    rate = "false alarms an hour that get a threshold, beside 0.5, 1 and 2 (default 1)"
+    rate = "a rate of false alarms, per hour, that gets a threshold beside those for 0.5, 1 and 2"
     parser.add_argument("--alarms-per-hour", type=float, default=1.0, metavar="RATE", help=rate)
     parser.add_argument("--steps", type=int, default=600, help="of each of two models, 64 windows each (default 600)")
     parser.add_argument("--clips", type=int, default=450, help="synthetic clips of each phrase (default 450)")

@@ -191,8 +191,19 @@ def test_what_has_no_stream_is_refused(tmp_path, model, told):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_detector_for_windows_alone_has_no_stream(tmp_path):
+    with pytest.raises(KwsError, match="trained for windows alone"):
+        export("wake_words", tmp_path / "model.onnx", streaming=True)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("model", ["words", "runs/words", "runs/words/model.safetensors", "runs/words.safetensors"])
+def test_a_file_has_the_name_of_its_checkpoint(model):
+    assert write.name_of(model, None) == "words" and write.name_of(light(), light()) == "mamba_light"
+
+
 def test_clips_that_are_none_are_refused(tmp_path):
-    with pytest.raises(KwsError, match="neither a packed corpus nor a folder with recordings"):
+    with pytest.raises(KwsError, match="does not exist, or is no corpus and holds no recordings"):
         export(light(), tmp_path / "model.onnx", clips=tmp_path)
 
 

@@ -76,6 +76,8 @@ class StreamGraph(nn.Module):
         named = f"model {spotter.card['model']}"
         if not all(map(Carried.fits, self.members)):
             raise KwsError(f"{named} carries no state; leave out --streaming, and give it a window every 100 ms")
+        if "carried" not in spotter.card.get("detector", {}).get("modes", ["carried"]):
+            raise KwsError(f"{named} was trained for windows alone; leave out --streaming")
         if spotter.normalise.kind == "clip":
             raise KwsError(f"{named} normalises each clip by its own mean, which no stream has; leave out --streaming")
         self.spectrum, self.front, self.model, self.normalise = Spectrum(front), front, spotter.model, spotter.normalise

@@ -25,7 +25,8 @@ CALIBRATE = 64  # clips
 def export(model, path=None, streaming=False, int8=False, clips=None):
     """Write a trained model as an ONNX file and, beside it, what a program must know of it as JSON -> that, a dict.
 
-    model: a KeywordSpotter, or what `load` takes. path: of the file; None: <model>[-streaming][-int8].onnx here.
+    model: a KeywordSpotter, or what `load` takes. path: of the file; None: <name>[-streaming][-int8].onnx here, where
+    the name is that of the pretrained model, or of the checkpoint's folder or file.
     streaming: the graph of one chunk, with a state, instead of one window (see StreamGraph, ClipGraph). int8: weights
     and activations of its linear layers and convolutions in 8 bits. clips: what it is checked on, a packed corpus (its
     validation clips) or a folder of recordings; None: noise and tones.
@@ -34,8 +35,7 @@ def export(model, path=None, streaming=False, int8=False, clips=None):
     clip, and for a model or a wish that has no graph."""
     needed()
     spotter = load(model) if isinstance(model, (str, Path)) else model
-    name = spotter.card["model"] + "-streaming" * streaming + "-int8" * int8
-    path = Path(path or f"{name}.onnx")
+    path = Path(path or name_of(model, spotter) + "-streaming" * streaming + "-int8" * int8 + ".onnx")
     waves, targets, source = clips_of(spotter, clips)
     graph = (StreamGraph if streaming else ClipGraph)(spotter).eval()
     card = describe(spotter, graph)
@@ -52,6 +52,14 @@ def export(model, path=None, streaming=False, int8=False, clips=None):
         card["bytes"] = scratch.stat().st_size
         write_json(path.with_suffix(".json"), card)
     return card | {"path": str(path)}
+
+
+def name_of(model, spotter):
+    """The pretrained model's name, or that of the checkpoint's folder or file; the card's where there is no path."""
+    if not isinstance(model, (str, Path)):
+        return spotter.card["model"]
+    path = Path(model).resolve()
+    return (path.parent if path.name == "model.safetensors" else path).name.removesuffix(".safetensors")
 
 
 def needed():
@@ -83,7 +91,7 @@ def clips_of(spotter, source):
         return fit(to_float(split.waves), window), split.targets.numpy(), "validation clips"
     files = sorted(f for f in source.rglob("*") if f.suffix.lower() in (".wav", ".flac", ".ogg", ".opus", ".mp3"))
     if not files:
-        raise KwsError(f"{source} is neither a packed corpus nor a folder with recordings; give --clips another")
+        raise KwsError(f"--clips {source} does not exist, or is no corpus and holds no recordings; give another")
     try:
         waves = [fit(torch.from_numpy(decode(str(f), window / SAMPLE_RATE))[None], window) for f in files]
     except Unreadable as e:

@@ -143,4 +143,4 @@ def recordings(path):
             count += 1
             yield name, to_int16(wave)[0]
     if not count:
-        raise KwsError(f"{path} holds no audio that can be read; give a folder or zip of wav, flac, ogg or mp3 files")
+        raise KwsError(f"{path} does not exist, or holds no wav, flac, ogg or mp3 files that can be read")
