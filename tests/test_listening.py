@@ -159,13 +159,18 @@ def test_the_program_prints_events(spotters, tmp_path, capsys):
     sf.write(tmp_path / "a.wav", sound(4.0), 16000, subtype="FLOAT")
     expected = spotters("light").spot(tmp_path / "a.wav", threshold=-1.0)
     assert run("--wav", tmp_path / "a.wav", "--threshold", "-1") == 0
-    lines = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    assert err.startswith("listening for bed, cat, ") and "an event is a log-odds of -1.0 or more" in err
+    lines = out.splitlines()
     assert lines == [f"{e.time:9.2f} s  {e.word}  {e.score:.1f}" for e in expected] and lines
     assert run("mamba_light", "--wav", tmp_path / "a.wav", "--threshold", "-1", "--json") == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(r["word"], r["time"]) for r in rows] == [e[:2] for e in expected] and list(rows[0]) == [
-        *expected[0]._fields
-    ]
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert (
+        err == ""
+        and [(r["word"], r["time"]) for r in rows] == [e[:2] for e in expected]
+        and list(rows[0]) == [*expected[0]._fields]
+    )
 
 
 def test_without_a_microphone_there_is_one_sentence(monkeypatch, capsys):

@@ -16,6 +16,7 @@ import pytest
 from conftest import ROOT
 from test_corpus import FILES, as_folder, as_tar, as_zip, clips, plain, refused, sf, sound  # noqa: F401
 
+from kwslib import cli as commands
 from kwslib.data import corpus as corpus_module
 from kwslib.data import folder as folder_module
 from kwslib.data.corpus import load_corpus, pack
@@ -209,3 +210,12 @@ def test_ctrl_c_ends_in_one_line(tmp_path):
     ]
     assert not (tmp_path / ".o.lock").exists()
     assert np.count_nonzero(pack(source, tmp_path / "o", workers=1).samples) == 300
+
+
+def test_the_command_says_why_it_skipped_files(tmp_path, capsys):
+    bad = {f"up/{name}_nohash_9.wav": b"none" for name in "wxyz"}
+    commands.command(["pack", str(as_folder(tmp_path / "s", clips() | bad)), str(tmp_path / "o")])
+    *_, counts, first, second, third, more = capsys.readouterr().out.splitlines()
+    assert counts.endswith("4 files skipped") and more.endswith(f"{tmp_path / 'o'}/card.json")
+    skipped = load_corpus(tmp_path / "o").card["skipped"]
+    assert [first, second, third] == [f"  skipped {s['path']}: {s['reason']}" for s in skipped[:3]]
