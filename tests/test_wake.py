@@ -262,7 +262,7 @@ def test_phrases_and_recordings_are_checked(tmp_path):
     with pytest.raises(KwsError, match="alarms_per_hour is -1; give a rate above 0"):
         train(["stop"], tmp_path / "out", alarms_per_hour=-1)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(KwsError, match="no audio"):
+    with pytest.raises(KwsError, match="holds no wav"):
         own_takes([tmp_path / "other"], ["one"])
     soundfile.write(tmp_path / "other/a.wav", np.ones(RATE) / 2, RATE)
     (tmp_path / "session_1").mkdir()  # no phrase, and none that could be said
