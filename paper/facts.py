@@ -103,10 +103,10 @@ def measured_facts(own):
         "common": mean(run.get("test_common.accuracy") or 0 for run in flats) or None,
         "counted": f"{own[0]['parameters']:,} ({len(own[0]['labels'])} classes)",
     }
-    for timing in (run["timing"] for run in own if "seconds" in run.get("timing", {})):
-        facts.setdefault("training.gpu" if timing["machine"].get("gpu") else "training.cpu", []).append(timing)
-    for place in facts.keys() & {"training.cpu", "training.gpu"}:
-        facts[place] = mean(timing["clips_per_second"] for timing in facts[place])
+    timed = [run["timing"] for run in own if "seconds" in run.get("timing", {})]
+    for place, on_gpu in (("cpu", False), ("gpu", True)):
+        if rates := [t["clips_per_second"] for t in timed if bool(t["machine"].get("gpu")) == on_gpu]:
+            facts[f"training.{place}"] = mean(rates)
     return facts
 
 
