@@ -114,13 +114,19 @@ def test_threads_are_put_back_after_a_failure(set_threads):
     assert torch.get_num_threads() == 2
 
 
-def test_sides_take_turns_and_are_called_equally_often():
-    order = []
-    runs = {"slow": lambda: order.append("slow") or time.sleep(0.02), "fast": lambda: order.append("fast")}
+def test_sides_take_turns_and_are_called_equally_often(monkeypatch):
+    """On a made clock, in seconds, so that a busy machine changes nothing."""
+    order, now = [], [0.0]
+
+    def side(name, seconds):
+        order.append(name)
+        now[0] += seconds
+
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: now[0])
+    runs = {"slow": lambda: side("slow", 0.02), "fast": lambda: side("fast", 0.001)}
     took = benchmark.rounds(runs, CPU, 0.25)
-    assert len(took["slow"]) == len(took["fast"]) == 10 and min(took["slow"]) >= 20
-    timed = order[4:]  # after two calls of each
-    assert timed == 5 * (2 * ["slow"] + 2 * ["fast"])
+    assert took == {"slow": 10 * [pytest.approx(20)], "fast": 10 * [pytest.approx(1)]}
+    assert order == ["slow", "fast"] * 2 + 5 * (2 * ["slow"] + 2 * ["fast"])  # two calls of each before it is timed
     assert {n: len(ms) for n, ms in benchmark.rounds(runs, CPU, 0.001).items()} == {"slow": 5, "fast": 5}
     assert benchmark.rounds({}, CPU, 0.1) == {}
 
