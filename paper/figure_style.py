@@ -37,6 +37,7 @@ RC = {
     "hatch.linewidth": 0.6,
     "figure.constrained_layout.use": True,
     "figure.constrained_layout.wspace": 0.05,
+    "figure.constrained_layout.w_pad": 0.07,
 }
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.25), "handlelength": 3}  # a legend below the axes
 
@@ -110,9 +111,15 @@ def new_figure(width, height, rows=1, columns=1, **options):
     return fig, fig.subplots(rows, columns, **options)
 
 
+def settle(fig):
+    """Lay the figure out: the first draw learns how wide the labels are."""
+    for _ in range(2):
+        fig.draw_without_rendering()
+
+
 def save_figure(fig, folder, name):
     """Write <folder>/<name>.pdf and .png (150 dots per inch), the same bytes every time."""
-    fig.draw_without_rendering()
+    settle(fig)
     fig.set_layout_engine("none")  # settled: both files get the same layout, and it is searched for once
     for kind, absent in (("pdf", "CreationDate"), ("png", "Software")):
         with replacing(Path(folder) / f"{name}.{kind}") as scratch:
@@ -123,8 +130,7 @@ def label_points(ax, points):
     """Write the text of each (x, y, text, colour) beside it, clear of all points and of the other labels."""
     from matplotlib.transforms import Bbox
 
-    for _ in range(2):  # settles the layout, on which the search relies
-        ax.figure.draw_without_rendering()
+    settle(ax.figure)
     taken = [Bbox([ax.transData.transform(point[:2])] * 2).padded(5) for point in points]
     for x, y, text, colour in points:
         note = ax.annotate(
@@ -142,27 +148,23 @@ def label_points(ax, points):
 
 
 def mark_far(ax, points, floor, top=101):
-    """Cut the y axis at `floor`; each (x, y, text, colour) below it becomes an arrow with its number.
-
-    The labels of neighbours are at different heights, so that no arrow crosses another's label.
-    """
-    far = sorted(point for point in points if point[1] < floor)
+    """Cut the y axis at `floor`; each (x, y, text, colour) below it becomes an arrow with its number, written upright:
+    neighbours do not cover each other."""
+    far = [point for point in points if point[1] < floor]
     if not far:
         return
     ax.set_ylim(floor, top)
-    for i, (x, y, name, colour) in enumerate(far):
-        place = ax.transAxes.inverted().transform(ax.transData.transform((x, floor)))[0]
-        side = 0.0 if place < 0.2 else 1.0 if place > 0.8 else 0.5  # of the label, so that it stays inside the axes
+    for x, y, name, colour in far:
         ax.annotate(
             f"{name} {y:.1f}",
             (x, floor),
-            (0, 12 + 9 * ((len(far) - 1 - i) % 3)),
+            (0, 14),
             textcoords="offset points",
-            ha={0.0: "left", 0.5: "center", 1.0: "right"}[side],
+            ha="center",
+            rotation=90,
             fontsize=6,
             color=colour,
-            arrowprops={"arrowstyle": "->", "color": colour, "shrinkB": 0, "relpos": (side, 0)},
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.2, "alpha": 0.7},
+            arrowprops={"arrowstyle": "->", "color": colour, "shrinkB": 0, "relpos": (0.5, 0)},
         )
 
 

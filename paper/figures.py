@@ -168,8 +168,6 @@ def accuracy_against(runs, claims, quantity="parameters"):
     stated = draw_claimed(theirs, facts, claims, quantity) + draw_published(theirs, facts, claims, quantity)
     for ax in axes.flat:
         logarithmic_sizes(ax, QUANTITIES[quantity])
-    if not same:  # a model far below would press all the others together
-        mark_far(ours, measured, max((accuracy for _, accuracy, *_ in measured), default=0) - FAR)
     marks += [
         Line2D([], [], marker="o", label="published, V2-35 test", **GREY),
         Line2D([], [], marker="x", label="claimed, V2-35 validation", **GREY),
@@ -183,6 +181,8 @@ def accuracy_against(runs, claims, quantity="parameters"):
         theirs.minorticks_off()
     ours.set(ylabel=f"accuracy (%)\n{corpus_name(runs)}", title="" if same else "measured here, test")
     fig.legend(handles=marks, loc="outside lower center", ncols=5)
+    if not same:  # a model far below would press all the others together
+        mark_far(ours, measured, max((accuracy for _, accuracy, *_ in measured), default=0) - FAR)
     label_points(theirs, stated + ([(x, y, "", colour) for x, y, _, colour in measured] if same else []))
     return fig
 

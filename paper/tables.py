@@ -33,15 +33,16 @@ def text_table(rows, columns):
 
 
 def paper_tables(runs, benchmark, claims, whole=()):
-    """name -> (DataFrame, caption) of what does not depend on the machine: variants, comparison, rivals, per_word;
-    comparisons and without_speaker where the runs say of every speaker how many of the clips were right.
+    """name -> (DataFrame, caption) of what does not depend on the machine: variants, reasons, comparison, rivals,
+    per_word; comparisons and without_speaker where the runs say of every speaker how many of the clips were right.
 
     benchmark: read for the sizes of models that have not been run. whole: the runs of `whole_corpus`, which have a
     column of their own in the variants.
     """
     facts = collect_facts(runs, benchmark, claims)
     tables = {
-        "variants": variants_table(facts, runs, claims, collect_facts(whole, None, claims)),
+        "variants": variants_table(facts, runs, claims, collect_facts(whole, None, claims) if whole else {}),
+        "reasons": reasons_table(facts, claims),
         "comparison": comparison_table(facts, runs, claims),
         "rivals": rivals_table(claims),
     }
@@ -87,7 +88,7 @@ def by_columns(facts, runs, claims):
 
 
 def variants_table(facts, runs, claims, whole):
-    """The paper's variants: the claim, the measurement, and why they differ."""
+    """The paper's variants: the claim and the measurement. whole: the facts of runs on all of Speech Commands, if any."""
     measured, columns = by_columns(facts, runs, claims)
     columns = {heading: key for heading, key in columns.items() if key.split()[0] not in ("test.macro_f1", "common")}
     rows = [
@@ -102,16 +103,21 @@ def variants_table(facts, runs, claims, whole):
         "counted here": "counted",
         "claimed accuracy, V2-35 validation (%)": "claimed.accuracy",
         **columns,
-        "test clips": "test.n",
-        "test accuracy, all of Speech Commands V2, 35 words (%)": "whole",
-        "why they differ": "reason",
+        **({"test accuracy, all of Speech Commands V2, 35 words (%)": "whole"} if whole else {}),
     }
     caption = (
         f"Claimed and measured, side by side. {claims['paper']['accuracy_kind']} {claims['paper']['labels']} Claimed "
-        "and measured accuracies come from different clips and must not be compared. All of Speech Commands: profile "
-        f"paper. {describe(runs)}"
+        "and measured accuracies come from different clips and must not be compared. "
+        f"{'' if whole else 'None was trained on all of Speech Commands: that is profile paper. '}{describe(runs)}"
     )
     return text_table(rows, columns), caption
+
+
+def reasons_table(facts, claims):
+    """The paper's variants: why the claim and what is measured or counted here differ."""
+    rows = [own for model, own in facts.items() if described(model) in claims["models"]]
+    caption = "Why a claimed number is not the one that is measured or counted."
+    return text_table(rows, {"model": "name", "why they differ": "reason"}), caption
 
 
 def comparison_table(facts, runs, claims):

@@ -176,11 +176,9 @@ def own_table(rivals):
 
 def spot_figures(found):
     """name -> (Figure, caption)."""
-    from matplotlib.figure import Figure
+    from paper.figure_style import COLOURS, PAGE, new_figure
 
-    from paper.figure_style import COLOURS, PAGE
-
-    left, right = (figure := Figure((PAGE, 2.8), layout="constrained")).subplots(1, 2)
+    figure, (left, right) = new_figure(PAGE, 2.8, 1, 2)
     curves = {k: v["curve"] for k, v in found["commands"]["streams"].items()}
     for (name, points), colour in zip(curves.items(), COLOURS):
         x = np.maximum([p["per_hour"] for p in points], 0.05)
@@ -190,7 +188,7 @@ def spot_figures(found):
     left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     words = found["commands"]["streams"]["clean, windows"]["0.5"]["words"]
     right.bar(list(words), [100 * v for v in words.values()], color=COLOURS[0])
-    right.set(ylabel="missed at 0.5 an hour, clean (%)")
+    right.set(ylabel="missed at 0.5/h, clean (%)")
     right.tick_params("x", rotation=30)
     return {
         "streams": (
