@@ -88,7 +88,7 @@ def by_columns(facts, runs, claims):
 
 
 def variants_table(facts, runs, claims, whole):
-    """The paper's variants: the claim and the measurement. whole: the facts of runs on all of Speech Commands, if any."""
+    """The paper's variants: the claim and the measurement. whole: facts of runs on all of the corpus, if any."""
     measured, columns = by_columns(facts, runs, claims)
     columns = {heading: key for heading, key in columns.items() if key.split()[0] not in ("test.macro_f1", "common")}
     rows = [

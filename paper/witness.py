@@ -3,8 +3,8 @@
 `words`: wake words from text by two engines, with false alarms that join the negatives; then with recordings; and from
 text by formant voices alone: each is heard, too. `example`: `kwslib.wake.train` with its estimates. `detector`: the
 commands. `encoder`: what wake words start from. `measure`: the shipped detector of the commands on a little of all that
-is measured; `rivals`: the same, and the text of what asks other engines. They do what the stages of profiles spot and
-encoder do, on fewer clips or words and in fewer steps."""
+is measured; `rivals` and `day`: the same, and their own text. They do what the stages of profiles spot, detectors and encoder
+do, on fewer clips or words and in fewer steps."""
 
 import hashlib
 import json
@@ -117,10 +117,18 @@ def measure(tree, speech, corpus, folder):
     return hashlib.sha256(measured(tree, speech, corpus).encode()).hexdigest()
 
 
-def rivals(tree, speech, corpus, folder):
-    """SHA-256 of the small measure's result, on whose parts this stage rests, and of the stage's own files."""
-    own = [Path(tree, "paper/spotting", name).read_text() for name in ("rivals.py", "engines.py")]
-    return hashlib.sha256("".join([measured(tree, speech, corpus), *own]).encode()).hexdigest()
+def rests_on_measure(*own):
+    """Of a stage that rests on the measure's parts: SHA-256 of the small measure's result, and of the stage's `own`
+    files."""
+
+    def small(tree, speech, corpus, folder):
+        texts = [Path(tree, "paper/spotting", name).read_text() for name in own]
+        return hashlib.sha256("".join([measured(tree, speech, corpus), *texts]).encode()).hexdigest()
+
+    return small
+
+
+rivals, day = rests_on_measure("rivals.py", "engines.py"), rests_on_measure("day.py")
 
 
 def run(tree, folder, *arguments):

@@ -16,10 +16,12 @@ TARGETS = {"misses": 5.0, "per_1000": 20.0, "carried": 1.0}  # in %, words, poin
 
 
 def load_spot(results):
-    """{"commands": …, "rivals": …, "tried": …} of a results folder; what was not run is None."""
-    path, commands = Path(results) / "rivals.json", read_json(Path(results) / "commands.json")
-    rivals = read_json(path) if path.exists() else None
-    return {"commands": commands, "rivals": rivals, "tried": tried_table(results, commands)}
+    """{"commands": …, "day": …, "rivals": …, "tried": …} of a results folder; what was not run is None."""
+    found = {"commands": read_json(Path(results) / "commands.json")}
+    for name in ("day", "rivals"):
+        path = Path(results) / f"{name}.json"
+        found[name] = read_json(path) if path.exists() else None
+    return found | {"tried": tried_table(results, found["commands"])}
 
 
 def between(interval, scale=1.0, digits=1):
@@ -61,10 +63,11 @@ def spot_tables(found):
     tables = {
         "misses": (misses_table(c), misses_caption(c)),
         "ordinary": (
-            ordinary_table(c),
+            ordinary_table(c, found["day"]),
             "False alarms an hour of all eight words together, on what has no command, with exact Poisson intervals. "
             "The running speech is real; sentences are synthetic, by voices that never trained, in words that are "
-            "neither in the corpus nor were said by any voice in training.",
+            "neither in the corpus nor were said by any voice in training."
+            + (" The day of sentences begins with those above, and is not in “all”." if found["day"] else ""),
         ),
         "confusable": (
             confusable_table(c),
@@ -117,12 +120,15 @@ def misses_caption(c):
     )
 
 
-def ordinary_table(c):
+def ordinary_table(c, day=None):
     rows = []
-    for mode, key in (("windows", "ordinary"), ("carried", "ordinary_carried")):
-        for kind, rates in c[key].items():
-            row = {"listening": mode, "kind": kind, "hours": f"{rates['0.5']['hours']:.2f}"}
-            rows.append(row | at_rates(rates, "at the threshold for {:g}", "{alarms}: {per_hour:.2f}"))
+    heard = [(mode, kind, rates) for mode, key in (("windows", "ordinary"), ("carried", "ordinary_carried"))
+             for kind, rates in c[key].items()]  # fmt: skip
+    if day:
+        heard.append(("windows", "a day of sentences", day["all"]))
+    for mode, kind, rates in heard:
+        row = {"listening": mode, "kind": kind, "hours": f"{rates['0.5']['hours']:.2f}"}
+        rows.append(row | at_rates(rates, "at the threshold for {:g}", "{alarms}: {per_hour:.2f}"))
     return DataFrame(rows)
 
 

@@ -1,12 +1,11 @@
 """Two measures of a detector, never mixed: false alarms an hour on ordinary speech and noise, and false alarms per
 1,000 confusable isolated words; with the misses, and their delay, at thresholds chosen on validation.
 
-    python -m paper.spotting.false_alarms checkpoints/spot/trained-0 checkpoints/spot/trained-1 --corpus data/spot \
-        --speech wake_words.zip --out results/spot
+    python -m paper.spotting.false_alarms commands --corpus data/spot --speech wake_words.zip --out results/spot
 
-Several checkpoints are one detector, the mean of their scores. What is heard is written first (scores, in --cache),
-then read: a choice (smoothing, one threshold or one for each word) is made on validation alone, listening by windows;
-it holds for the carried state, too. The test's recordings are scored once."""
+measures the shipped detector. Several checkpoints are one detector, the mean of their scores. What is heard is written
+first (scores, in --cache), then read: a choice (smoothing, one threshold or one for each word) is made on validation
+alone, listening by windows; it holds for the carried state, too. The test's recordings are scored once."""
 
 from __future__ import annotations
 
@@ -26,6 +25,7 @@ from kwslib.checkpoint import save_checkpoint
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import noise_of
 from kwslib.io import SAMPLE_RATE, cli, replacing, write_json
+from kwslib.models.ensemble import members_of
 from kwslib.spotter import load
 from kwslib.wake import report, voices
 from paper.spotting.commands import COMMANDS, HELD_FLITE, HELD_WORDS, near_words, together, words_for
@@ -243,7 +243,9 @@ def write_card(card, chosen, result):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoints", nargs="+", help="checkpoints of a detector, which is their mean")
+    parser.add_argument(
+        "checkpoints", nargs="+", help="checkpoints of a detector, which is their mean; or a shipped one's name"
+    )
     parser.add_argument("--corpus", required=True, help="folder of the packed corpus")
     parser.add_argument("--speech", required=True, help="wake_words.zip")
     parser.add_argument("--out", type=Path, default="results/spot", help="folder for commands.json")
@@ -262,7 +264,7 @@ def main():
     if a.validate:
         return 0
     result = {"hours": a.hours, "stream_hours": a.stream_hours, "choices": choices, "chosen": chosen}
-    result |= {"labels": COMMANDS, "model": spotter.card["model"], "members": len(a.checkpoints)}
+    result |= {"labels": COMMANDS, "model": spotter.card["model"], "members": len(members_of(spotter.model))}
     result |= {"wake": spotter.card["wake"]} | test(m, chosen)
     write_json(a.out / "commands.json", result)
     if a.save:

@@ -1,0 +1,56 @@
+"""A day of sentences: the false alarms of the shipped detector of commands in many hours, at the thresholds that
+`paper.spotting.false_alarms` chose on validation.
+
+    python -m paper.spotting.day --hours 24 --measured results/spot/commands.json --out results/spot/day.json
+
+The sentences are those of the test, and go on where its hours end: the first ones are the same. Nothing is kept of the
+sound, so that hours cost no memory."""
+
+import argparse
+
+import torch
+
+from kwslib.data.corpus import load_corpus
+from kwslib.data.tasks import noise_of
+from kwslib.io import cli, read_json, write_json
+from kwslib.spotter import load
+from paper.spotting.commands import COMMANDS, HELD_FLITE, words_for
+from paper.spotting.counts import alarms, pooled, rate_at
+from paper.spotting.false_alarms import hear
+from paper.spotting.streams import sentences
+
+
+def count(spotter, waves, chosen):
+    """{"all": {rate: rate_at}, "words": {rate: {word: alarms}}} of waves without a command, by windows."""
+    heard, offsets = hear(spotter, waves), chosen["offsets"]
+    own = alarms(heard, chosen["smooth"], spotter.card["detector"]["refractory_s"])
+    together = pooled(own, offsets)
+    return {
+        "all": {rate: rate_at(together, heard.hours, limit) for rate, limit in chosen["limits"].items()},
+        "words": {
+            rate: {word: int(sum(s - o >= limit for s in scores)) for word, scores, o in zip(COMMANDS, own, offsets)}
+            for rate, limit in chosen["limits"].items()
+        },
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--detector", default="commands", help="name of a shipped detector, or a checkpoint")
+    parser.add_argument("--corpus", required=True, help="folder of the packed corpus: its held-out noise")
+    parser.add_argument("--measured", default="results/spot/commands.json", help="what false_alarms wrote: thresholds")
+    parser.add_argument("--out", default="results/spot/day.json")
+    parser.add_argument("--hours", type=float, default=24.0)
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen = read_json(a.measured, "measure")["chosen"]
+    noise, words = noise_of(load_corpus(a.corpus), "testing").flatten(), words_for("testing")
+    waves = sentences(words, a.hours, "testing", flite=HELD_FLITE, noise=noise, seed=3)
+    result = {"hours": a.hours, "said": len(words)} | count(load(a.detector), waves, chosen)
+    write_json(a.out, result)
+    print(result["all"])
+    return 0
+
+
+if __name__ == "__main__":
+    cli(main)
