@@ -3,8 +3,8 @@
 `words`: wake words from text by two engines, with false alarms that join the negatives; then with recordings; and from
 text by formant voices alone: each is heard, too. `example`: `kwslib.wake.train` with its estimates. `detector`: the
 commands. `encoder`: what wake words start from. `measure`: the shipped detector of the commands on a little of all that
-is measured; `rivals` and `day`: the same, and their own text. They do what the stages of profiles spot, detectors and encoder
-do, on fewer clips or words and in fewer steps."""
+is measured; `rivals` and `day`: the same, and their own text. They do what the stages of profiles spot, detectors and
+encoder do, on fewer clips or words and in fewer steps."""
 
 import hashlib
 import json
