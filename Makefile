@@ -39,14 +39,21 @@ help:  ## list the targets
 
 env: $(READY)  ## make .venv from the lock, requirements.txt
 
-# The quick profile's runs are short and take one thread each: as many go side by side as there are cores, four at most.
-# What they leave is for the last line, which would do it all alone.
+# Stages of one thread that do not wait for each other, in groups that do: as many of a group go side by side as there are
+# cores, four at most. What they leave is for the last line, which would do it all alone.
+SIDE_quick := 'train'
+SIDE_subset := 'train|again'
+SIDE_long := 'train'
+SIDE_commands := 'train'
+SIDE_spot := 'measure|rivals|words|neural|changed|little' 'takes'
 repro: profile $(READY)  ## repeat the runs, tables and figures, and report what was reproduced: PROFILE=quick (default), subset, …
 	@$(RUN) paper.profile $(if $(filter quick,$(PROFILE)),params.yaml,$(wildcard profiles/$(PROFILE)/params.yaml))
-ifeq ($(PROFILE),quick)
-	$(RUN) dvc repro corpus
-	$(RUN) dvc status dvc.yaml | sed -n 's/^\(train@.*\):$$/\1/p' | \
-		xargs -n 1 -P $(JOBS) env $(RUN) dvc repro --single-item
+ifdef SIDE_$(PROFILE)
+	$(RUN) dvc repro $(PIPELINE):corpus
+	for group in $(SIDE_$(PROFILE)); do \
+		$(RUN) dvc status $(PIPELINE) | sed -nE "s/^(.*:)?(($$group)(@[^:]*)?):$$/\2/p" | \
+			xargs -I {} -P $(JOBS) env $(RUN) dvc repro --single-item $(PIPELINE):{} || exit 1; \
+	done
 endif
 	$(RUN) dvc repro $(PIPELINE)
 	$(RUN) paper.reproduction $(if $(filter beyond,$(PROFILE)),subset,$(PROFILE))
@@ -66,8 +73,9 @@ lint: $(READY)  ## check the format and the style of the code
 	$(RUN) ruff format --check kwslib paper tests examples
 	$(RUN) ruff check kwslib paper tests examples
 
+# One thread for each of the processes: those of PyTorch wait for each other by spinning, and cost more than they bring.
 test: lint  ## run the tests and the notebooks
-	$(RUN) pytest --numprocesses $(JOBS) --dist loadfile --nbval --nbval-current-env --durations=10 -q $(wildcard notebooks) tests
+	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses $(JOBS) --dist loadfile --nbval --nbval-current-env --durations=10 -q $(wildcard notebooks) tests
 
 torture: $(READY)  ## try 20,000 damaged inputs, 250 kills, full disks, faulty servers: half an hour, results/torture.md
 	OMP_NUM_THREADS=1 $(RUN) paper.torture
