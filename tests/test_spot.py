@@ -13,6 +13,7 @@ import kwslib
 from kwslib.data.audio import coloured_noise
 from kwslib.data.folder import which_set
 from kwslib.io import read_json
+from paper.reports import spot
 from paper.spotting import counts, day, rivals
 from paper.spotting.commands import COMMANDS, span, trimmed
 from paper.spotting.counts import Heard, alarms, delays, hits, mean_of_last, missed_at, per_thousand
@@ -228,3 +229,17 @@ def test_it_hears_its_words_and_gives_nothing_for_others(shipped, real_clips):
                     events = shipped.spot(np.pad(wave, 12800), rate, alarms_per_hour=1)
                     found.append([e.word for e in events] == [word] if word in shipped.labels else bool(events))
     assert np.mean(own) > 0.75 and np.mean(others) <= 0.1
+
+
+def test_the_chapter_tells_of_the_day_where_it_was_heard(root):
+    """With a day of made counts: the table gets a row, the findings a sentence; without one, neither."""
+    found = spot.load_spot(root / "results/spot")
+    rates = {"alarms": 12, "hours": 24.0, "per_hour": 0.5, "interval": [0.26, 0.87]}
+    said = {word: 12 * (word == "left") for word in COMMANDS}
+    for heard in (None, {"all": dict.fromkeys(spot.RATES, rates), "words": dict.fromkeys(spot.RATES, said)}):
+        own = found | {"day": heard}
+        kinds = list(spot.spot_tables(own)["ordinary"][0]["kind"])
+        assert ("a day of sentences" in kinds) == ("In 24 h of" in spot.findings(own)) == bool(heard)
+    assert "0.50 [0.3–0.9] false alarms an hour at that threshold (aim: 0.5, reached); 12 of 12 are “left”." in (
+        spot.findings(own)
+    )

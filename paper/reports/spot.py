@@ -213,6 +213,15 @@ def findings(found):
     gap = max(abs(100 * (carried[r]["misses"] - clean[r]["misses"])) for r in RATES)
     missed, said = 100 * point["misses"], c["alarms_in_sentences"]["0.5"]
     often = max(said, key=said.get)
+    day = []
+    if found["day"]:
+        whole, words = found["day"]["all"]["0.5"], found["day"]["words"]["0.5"]
+        most = max(words, key=words.get)
+        day.append(
+            f"- In {whole['hours']:.0f} h of synthetic sentences there were {whole['per_hour']:.2f} "
+            f"{between(whole['interval'])} false alarms an hour at that threshold (aim: 0.5, "
+            f"{reached(whole['per_hour'], 0.5)}); {words[most]} of {sum(words.values())} are “{most}”."
+        )
     return "\n".join([
         f"- At the threshold chosen for 0.5 false alarms an hour, {missed:.1f} % "
         f"{between(point['interval'], 100)} of the clean keywords are missed "
@@ -225,4 +234,5 @@ def findings(found):
         f"- The misses with carried state differ from those of windows by at most {gap:.1f} points (target: 1, "
         f"{reached(gap, TARGETS['carried'])}); there it had {state['per_hour']:.2f} {between(state['interval'])} false "
         "alarms an hour.",
+        *day,
     ])  # fmt: skip
