@@ -95,15 +95,13 @@ def test_confusable_words_are_counted_by_the_thousand():
     assert found["alarms"] == 2 and found["per_1000"] == 500 and list(found["worst"].items())[0] == ("cat", 1.0)
 
 
-def test_the_alarms_of_a_day_are_counted_word_by_word(monkeypatch):
+def test_the_alarms_of_a_day_are_counted_word_by_word():
     """Heard by hand: "go" at 3 and, too soon after it to count again, at 4; "no" at 1, whose offset is lower."""
     scores = np.full((100, len(COMMANDS)), -9.0)
     scores[10, COMMANDS.index("go")], scores[15, COMMANDS.index("go")], scores[50, COMMANDS.index("no")] = 3, 4, 1
     heard = Heard([(1.5 + 0.1 * np.arange(100), scores)], 2.0)
-    monkeypatch.setattr(day, "hear", lambda spotter, waves: heard)
     offsets = [0.5 if word == "go" else -0.5 if word == "no" else 0.0 for word in COMMANDS]
-    spotter = SimpleNamespace(card={"detector": {"refractory_s": 1.4}})
-    found = day.count(spotter, [], {"smooth": 1, "offsets": offsets, "limits": {"0.5": 3.0, "1.0": 1.2}})
+    found = day.count(heard, 1.4, {"smooth": 1, "offsets": offsets, "limits": {"0.5": 3.0, "1.0": 1.2}})
     assert [found["all"][r]["alarms"] for r in ("0.5", "1.0")] == [1, 2] and found["all"]["1.0"]["per_hour"] == 1.0
     assert found["words"]["0.5"]["go"] == 1 and found["words"]["1.0"]["no"] == 1 and found["words"]["0.5"]["no"] == 0
 

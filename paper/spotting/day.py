@@ -3,27 +3,26 @@
 
     python -m paper.spotting.day --hours 24 --measured results/spot/commands.json --out results/spot/day.json
 
-The sentences are those of the test, and go on where its hours end: the first ones are the same. Nothing is kept of the
-sound, so that hours cost no memory."""
+The sentences are those of the test, and go on where its hours end: the first ones are the same. The sound is not kept,
+the scores are (--cache)."""
 
 import argparse
 
 import torch
 
 from kwslib.data.corpus import load_corpus
-from kwslib.data.tasks import noise_of
 from kwslib.io import cli, read_json, write_json
 from kwslib.spotter import load
 from paper.spotting.commands import COMMANDS, HELD_FLITE, words_for
 from paper.spotting.counts import alarms, pooled, rate_at
-from paper.spotting.false_alarms import hear
+from paper.spotting.false_alarms import Measure
 from paper.spotting.streams import sentences
 
 
-def count(spotter, waves, chosen):
-    """{"all": {rate: rate_at}, "words": {rate: {word: alarms}}} of waves without a command, by windows."""
-    heard, offsets = hear(spotter, waves), chosen["offsets"]
-    own = alarms(heard, chosen["smooth"], spotter.card["detector"]["refractory_s"])
+def count(heard, apart, chosen):
+    """{"all": {rate: rate_at}, "words": {rate: {word: alarms}}} of what was Heard without a command; apart: seconds
+    between two alarms of a word."""
+    own, offsets = alarms(heard, chosen["smooth"], apart), chosen["offsets"]
     together = pooled(own, offsets)
     return {
         "all": {rate: rate_at(together, heard.hours, limit) for rate, limit in chosen["limits"].items()},
@@ -40,13 +39,15 @@ def main():
     parser.add_argument("--corpus", required=True, help="folder of the packed corpus: its held-out noise")
     parser.add_argument("--measured", default="results/spot/commands.json", help="what false_alarms wrote: thresholds")
     parser.add_argument("--out", default="results/spot/day.json")
+    parser.add_argument("--cache", default="tmp/spot", help="folder for scores, in one of its own for each detector")
     parser.add_argument("--hours", type=float, default=24.0)
     a = parser.parse_args()
     torch.set_num_threads(1)
-    chosen = read_json(a.measured, "measure")["chosen"]
-    noise, words = noise_of(load_corpus(a.corpus), "testing").flatten(), words_for("testing")
-    waves = sentences(words, a.hours, "testing", flite=HELD_FLITE, noise=noise, seed=3)
-    result = {"hours": a.hours, "said": len(words)} | count(load(a.detector), waves, chosen)
+    m = Measure(load(a.detector), load_corpus(a.corpus), None, a.cache, a.hours, 0)
+    words, how = words_for("testing"), dict(flite=HELD_FLITE, noise=m.noise("testing"), seed=3)
+    heard = m.heard(f"testing-day-{a.hours:g}h", lambda: sentences(words, a.hours, "testing", **how))
+    result = {"hours": a.hours, "said": len(words)}
+    result |= count(heard, m.apart, read_json(a.measured, "measure")["chosen"])
     write_json(a.out, result)
     print(result["all"])
     return 0
