@@ -91,7 +91,7 @@ sentences and noise; confusable words are isolated ones, real and synthetic.
 |---|---|
 {chr(10).join(rows)}
 
-{f"In half precision no score moves by more than {largest:.3f} of log-odds." if largest else "Measured in half precision, as it ships."}
+{f"In half precision no score moves by more than {largest:.3f} of log-odds." if largest > 1e-4 else "Measured in half precision, as it ships."}
 
 **Limits.** English words, of volunteers at their own microphones. Quiet speech in noise is missed far more often (chapter 8). One pair of seeds.
 """  # noqa: E501
