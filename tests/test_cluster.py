@@ -75,7 +75,7 @@ def test_a_grid_on_two_nodes_of_which_one_dies(cluster, tmp_path):
 
     corpus = write_tones(tmp_path / "c", noise_seconds=40)
     profile = {"profile": "made", "root": ".", "params": "p", "corpus": {"source": str(corpus), "options": {}}}
-    profile |= {"task": "all", "variants": ["keyword_cnn"], "seeds": [0, 1], "benchmark": {}}
+    profile |= {"task": "all", "variants": ["keyword_cnn"], "seeds": [0, 1, 2], "benchmark": {}}
     profile |= {"common": {"epochs": 40, "batch_size": 16, "precision": "fp32", "threads": 1, "device": "cpu"}}
     profile["common"] |= {"n_mels": 16, "hop_length": 1600}
     params = tmp_path / "params.yaml"
@@ -85,13 +85,13 @@ def test_a_grid_on_two_nodes_of_which_one_dies(cluster, tmp_path):
     thread, killed = killing(cluster, lambda: len(resumes()) > 1)
     spread = grid.run_grid(params, tmp_path / "spread", corpus=corpus, engine={"address": cluster.address})
     thread.join()
-    assert killed and spread == plain == [("keyword_cnn", s, None) for s in (0, 1)]
-    for name in ("keyword_cnn-0", "keyword_cnn-1"):
+    assert killed and spread == plain == [("keyword_cnn", s, None) for s in (0, 1, 2)]
+    for name in ("keyword_cnn-0", "keyword_cnn-1", "keyword_cnn-2"):
         assert same(*(tmp_path / way / "checkpoints" / name for way in ("plain", "spread")))
         for file in (f"history/{name}.csv", f"metrics/{name}.json"):
             assert (tmp_path / "plain" / file).read_bytes() == (tmp_path / "spread" / file).read_bytes()
     cards = [json.loads(p.read_text()) for p in (tmp_path / "spread/checkpoints").glob("*/model.json")]
-    assert len(cards) == 2 and max(card["training"]["resumed"] for card in cards) == 1
+    assert len(cards) == 3 and max(card["training"]["resumed"] for card in cards) == 1
     assert not resumes()
 
 
