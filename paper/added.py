@@ -2,12 +2,11 @@
 
     python -m paper.added profiles/search/added.yaml data/search_added
 
-Validation and test clips, noise and speakers are those of the archive alone."""
+Validation and test clips, and the noise, are those of the archive alone."""
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import tempfile
 import zipfile
@@ -17,10 +16,10 @@ import soundfile
 
 from kwslib.data.corpus import pack
 from kwslib.data.manifest import Row
-from kwslib.io import SAMPLE_RATE, KwsError, cli
+from kwslib.io import SAMPLE_RATE, KwsError, cli, write_csv
+from kwslib.wake.negatives import AUDIO
 from paper.profile import Profile
 
-AUDIO = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 OLD = (946_684_800,) * 2  # of every file: a packed corpus remembers when its files were written
 
 
@@ -40,10 +39,7 @@ def add_synthetic(archive, words, out, speakers=200, seed=0):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(folder / name, spoken.waves[i, : spoken.samples[i]], SAMPLE_RATE)
             rows.append({"path": name, "word": spoken.words[i], "speaker": spoken.speakers[i], "split": "training"})
-        with open(folder / "manifest.csv", "w", newline="") as f:
-            writer = csv.DictWriter(f, Row._fields[:4])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(folder / "manifest.csv", rows, Row._fields[:4])
         for path in folder.rglob("*"):
             os.utime(path, OLD)
         return pack(folder / "manifest.csv", out)

@@ -52,6 +52,15 @@ def pooled(events, offsets):
     return [score - offset for own, offset in zip(events, offsets) for score in own]
 
 
+def by_word(events, offsets, labels, limits):
+    """{rate: {label: alarms}} at the thresholds `limits` {rate: threshold}, of a list of events for each label, each
+    less its label's offset."""
+    return {
+        rate: {label: int(sum(s - o >= limit for s in own)) for label, own, o in zip(labels, events, offsets)}
+        for rate, limit in limits.items()
+    }
+
+
 def hits(heard, stream, labels, corpus, smooth, window, offsets):
     """For every keyword of a stream: its best score, less its label's offset, from its start to `window` after the
     word's end, and (times after the word's end, scores) there."""

@@ -13,24 +13,18 @@ import torch
 from kwslib.data.corpus import load_corpus
 from kwslib.io import cli, read_json, write_json
 from kwslib.spotter import load
-from paper.spotting.commands import COMMANDS, HELD_FLITE, words_for
-from paper.spotting.counts import alarms, pooled, rate_at
+from paper.spotting.commands import COMMANDS, words_for
+from paper.spotting.counts import alarms, by_word, pooled, rate_at
 from paper.spotting.false_alarms import Measure
-from paper.spotting.streams import sentences
 
 
 def count(heard, apart, chosen):
     """{"all": {rate: rate_at}, "words": {rate: {word: alarms}}} of what was Heard without a command; apart: seconds
     between two alarms of a word."""
-    own, offsets = alarms(heard, chosen["smooth"], apart), chosen["offsets"]
+    own, offsets, limits = alarms(heard, chosen["smooth"], apart), chosen["offsets"], chosen["limits"]
     together = pooled(own, offsets)
-    return {
-        "all": {rate: rate_at(together, heard.hours, limit) for rate, limit in chosen["limits"].items()},
-        "words": {
-            rate: {word: int(sum(s - o >= limit for s in scores)) for word, scores, o in zip(COMMANDS, own, offsets)}
-            for rate, limit in chosen["limits"].items()
-        },
-    }
+    every = {rate: rate_at(together, heard.hours, limit) for rate, limit in limits.items()}
+    return {"all": every, "words": by_word(own, offsets, COMMANDS, limits)}
 
 
 def main():
@@ -44,8 +38,8 @@ def main():
     a = parser.parse_args()
     torch.set_num_threads(1)
     m = Measure(load(a.detector), load_corpus(a.corpus), None, a.cache, a.hours, 0)
-    words, how = words_for("testing"), dict(flite=HELD_FLITE, noise=m.noise("testing"), seed=3)
-    heard = m.heard(f"testing-day-{a.hours:g}h", lambda: sentences(words, a.hours, "testing", **how))
+    words = words_for("testing")
+    heard = m.heard(f"testing-day-{a.hours:g}h", lambda: m.sentences(words, "testing"))
     result = {"hours": a.hours, "said": len(words)}
     result |= count(heard, m.apart, read_json(a.measured, "measure")["chosen"])
     write_json(a.out, result)

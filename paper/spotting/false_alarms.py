@@ -29,7 +29,7 @@ from kwslib.models.ensemble import members_of
 from kwslib.spotter import load
 from kwslib.wake import report, voices
 from paper.spotting.commands import COMMANDS, HELD_FLITE, HELD_WORDS, near_words, together, words_for
-from paper.spotting.counts import Heard, alarms, beside, delays, hits, missed_at, per_thousand, pooled, rate_at
+from paper.spotting.counts import Heard, alarms, beside, by_word, delays, hits, missed_at, per_thousand, pooled, rate_at
 from paper.spotting.streams import make_stream, noise_bed, sentences
 from paper.spotting.wake import recordings
 
@@ -95,11 +95,16 @@ class Measure:
     def noise(self, split):
         return noise_of(self.corpus, split).flatten()
 
+    def sentences(self, words, split):
+        """Int16 waves of synthetic sentences in `words`, by a split's voices, as many as last for `hours`."""
+        flite = HELD_FLITE if split == "testing" else None
+        how = dict(flite=flite, noise=self.noise(split), seed=3, at_once=self.at_once)
+        return sentences(words, self.hours, split, **how)
+
     def waves(self, split):
         """{kind: function that gives int16 waves} of what has no keyword: real running speech, synthetic sentences,
         noise alone."""
         noise, test = self.noise(split), split == "testing"
-        how = dict(flite=HELD_FLITE if test else None, noise=noise, seed=3, at_once=self.at_once)
 
         def running():
             halves = recordings(self.speech, half=int(test))[None]
@@ -111,7 +116,7 @@ class Measure:
         def spoken():
             words = words_for(split)
             name = f"{split}-sentences-{self.hours:g}h"
-            return self.said(name, words, lambda: list(sentences(words, self.hours, split, **how)))
+            return self.said(name, words, lambda: list(self.sentences(words, split)))
 
         return {"running speech": running, "sentences": spoken, "noise": bed}
 
@@ -200,10 +205,7 @@ def test(m, chosen):
         result[key] = {k: {r: rate_at(*c, t) for r, t in limits.items()} for k, c in counted.items()}
         if mode == "windows":  # of which words they are
             own = alarms(ordinary["sentences"], smooth, m.apart)
-            result["alarms_in_sentences"] = {
-                r: {w: int(sum(s - o >= t for s in scores)) for w, scores, o in zip(COMMANDS, own, offsets)}
-                for r, t in limits.items()
-            }
+            result["alarms_in_sentences"] = by_word(own, offsets, COMMANDS, limits)
     for name, snr, mode in CONDITIONS:
         stream = m.stream("testing", snr)
         scored = m.heard(f"stream-testing-{name}-{m.stream_hours:g}h", lambda stream=stream: [stream.wave], mode)
