@@ -52,7 +52,7 @@ ifdef SIDE_$(PROFILE)
 	$(RUN) dvc repro $(PIPELINE):corpus
 	for group in $(SIDE_$(PROFILE)); do \
 		$(RUN) dvc status $(PIPELINE) | sed -nE "s/^(.*:)?(($$group)(@[^:]*)?):$$/\2/p" | \
-			xargs -I {} -P $(JOBS) env $(RUN) dvc repro --single-item $(PIPELINE):{} || exit 1; \
+			xargs -I {} -P $(JOBS) env OMP_NUM_THREADS=1 $(RUN) dvc repro --single-item $(PIPELINE):{} || exit 1; \
 	done
 endif
 	$(RUN) dvc repro $(PIPELINE)

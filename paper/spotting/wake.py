@@ -17,7 +17,7 @@ from kwslib.checkpoint import save_checkpoint
 from kwslib.data.audio import decode, mix_at_snr, to_int16
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import noise_of
-from kwslib.io import SAMPLE_RATE, KwsError, cli, write_json
+from kwslib.io import SAMPLE_RATE, KwsError, cli, replacing, write_json
 from kwslib.spotter import load
 from kwslib.wake import negatives, report, voices
 from kwslib.wake.loop import fit, speak
@@ -90,13 +90,16 @@ def main():
         parser.add_argument(f"--{key}", type=int, default=value)
     parser.add_argument("--lr", type=float, default=1e-3)
     a, started = parser.parse_args(), time.time()
+    torch.set_num_threads(1)  # so that a run gives the same numbers alone and beside others
     cache = Path(a.cache)
     cache.mkdir(parents=True, exist_ok=True)
     found = speakers(a.engines, a.variants)
     bank = cache / f"{'-'.join(found)}-{a.variants}-{a.clips}-{a.seed}.pickle"  # this program's own file
     if not bank.exists():
         empty = {"train": [], "held": [], "noise": [], "sources": []}
-        bank.write_bytes(pickle.dumps(speak(WORDS, found, empty, a.clips, a.seed, 1)))
+        spoken = pickle.dumps(speak(WORDS, found, empty, a.clips, a.seed, 1))
+        with replacing(bank) as scratch:  # another run may be about to read it
+            scratch.write_bytes(spoken)
     material = pickle.loads(bank.read_bytes())
     material["real"] = negatives.real([] if a.no_speech else [a.corpus], WORDS)
     material["real"]["train"] += [] if a.no_speech else recordings(a.data, half=0)[None]
