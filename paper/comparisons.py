@@ -26,8 +26,9 @@ SPEAKER = "3f2b358d"  # of Speech Commands V2: its test clips are nearly silent,
 METHOD = (
     f"Difference of the means over seeds, in points; 95 % intervals and two-sided p by {DRAWS:,} bootstrap draws of "
     "seeds and test speakers together, the speakers the same for both sides; p corrected by Holm over all comparisons "
-    f"after the same epochs that have one. No p where a side has fewer than {FEWEST} seeds: that interval is over "
-    "speakers and the few seeds."
+    "after the same epochs that have one; intervals are not corrected, so one may leave out zero where the verdict is "
+    f"no significant difference. No p where a side has fewer than {FEWEST} seeds: that interval is over speakers and the "
+    "few seeds. Few seeds have few means: how far they spread is estimated rightly, not how far the rarest go."
 )
 
 
@@ -163,7 +164,7 @@ def comparison_rows(entries):
             "p, corrected": p_text(e["holm"]) if e["holm"] is not None else "–",
             "seeds": "{} and {}".format(*e["seeds"]),
             **({"epochs": e["epochs"]} if "epochs" in e else {}),
-            "verdict on the first": verdict(e),
+            "verdict for the first model": verdict(e),
         }
         for e in entries
     )

@@ -31,6 +31,11 @@ FIXED = {
     "rect_masks": 0,
     "plateau": None,
     "selected": "best epoch on validation",
+    "tie": "the lower validation loss",
+    "not_finite": "ends the run",
+    "validation_loss": "without smoothing",
+    "noise_files": "four of six",
+    "masked_frames": 101,
 }
 ABOUT = {"like", "source", "why"}  # keys of a row that are no property of the run
 
@@ -55,6 +60,7 @@ def ours(name, published):
     values |= {"win_length": front.win_length, "frames": front.frames(CLIP)}
     values["classes"] = len(V2_35) if profile.task == "v2-35" else len(profile.task)
     values["seeds"] = ", ".join(map(str, profile.seeds))
+    values["statistics"] = "of every sixth training clip" if config.normalise == "corpus" else None
     left = CLIPS % config.batch_size
     values["steps"] = config.epochs * (CLIPS // config.batch_size + bool(left and not config.drop_last))
     if config.optimizer == "adamw" and not config.weight_decay:
@@ -111,11 +117,13 @@ def deviations():
 
 
 def said(key, value):
-    """A value of a key as the table prints it: "0 to 0.005", "2 below 12", "462,180 with 36 classes", "none"."""
+    """A value of a key as the table prints it: "0 to 0.005", "2, 0–11 wide", "462,180 with 36 classes", "none"."""
     if isinstance(value, dict):
         return "; ".join(f"{said(key, number)} with {classes} classes" for classes, number in value.items())
-    if isinstance(value, list):  # of masks: their number, and the bound of their width
-        return (" below " if "mask" in key else " to ").join(said(key, number) for number in value)
+    if isinstance(value, list) and "mask" in key:  # their number, and the bound of their width
+        return f"{value[0]}, 0–{value[1] - 1} wide" if all(value) else "none"
+    if isinstance(value, list):
+        return "none" if not any(value) else " to ".join(said(key, number) for number in value)
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:

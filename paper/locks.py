@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 import shlex
 from functools import cache
 from pathlib import Path
 
-from kwslib.training.config import read_yaml
+from kwslib.training.config import parse_yaml, read_yaml
 
 
 def stale(repo):
@@ -37,8 +38,8 @@ def renew(repo, address):
 def only_words_changed(repo, address, tree):
     """Whether a stage computes what it computed with the code in the folder `tree`, the checkout of an older commit.
 
-    Its command may be written in other quotes, and its Python files in other words (see `code_of`); the lock must hold
-    the hashes of the files in `tree`. This needs no run: the difference in git is the proof.
+    Its command may be written in other quotes, and its files in other words (see `same_code`); the lock must hold the
+    hashes of the files in `tree`. This needs no run: the difference in git is the proof.
     """
     from dvc.dependency import ParamsDependency
 
@@ -72,20 +73,32 @@ def stages_of(root):
 
 
 def same_code(before, after):
-    """Whether two files, or two folders of files, hold the same code; files that are not Python must be equal."""
-    names = files_of(before)
-    return names == files_of(after) and all(
-        code_of((before / name).read_bytes()) == code_of((after / name).read_bytes())
-        if (after / name).suffix == ".py"
-        else (before / name).read_bytes() == (after / name).read_bytes()
-        for name in names
-    )
+    """Whether two files, or two folders of files, hold the same code: Python but for its words (see `code_of`), notebooks
+    but for their Markdown, YAML but for its comments. All other files must be equal.
+    """
+    names, readers = files_of(before), {".py": code_of, ".ipynb": cells_of, ".yaml": values_of}
+
+    def read(path):
+        return readers.get(path.suffix, lambda source: source)(path.read_bytes())
+
+    return names == files_of(after) and all(read(before / name) == read(after / name) for name in names)
 
 
 def files_of(path):
     """The names of the files in a folder, or of the file itself ("."), without what Python compiled."""
     paths = path.rglob("*") if path.is_dir() else [path]
     return {p.relative_to(path) for p in paths if p.is_file() and "__pycache__" not in p.parts}
+
+
+def cells_of(source):
+    """All that runs of a notebook: the source and the tags of its code cells, in turn."""
+    cells = [cell for cell in json.loads(source)["cells"] if cell["cell_type"] == "code"]
+    return [("".join(cell["source"]), cell["metadata"].get("tags")) for cell in cells]
+
+
+def values_of(source):
+    """What a YAML file says."""
+    return parse_yaml(source.decode())
 
 
 def code_of(source):

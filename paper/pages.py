@@ -19,11 +19,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kwslib.io import KwsError, cli, replacing
 from kwslib.models.registry import MODELS
-from paper import deviations, facts, results
+from paper import comparisons, deviations, facts, longer, results
 from paper.profile import Profile
 from paper.reports import scan as scan_report
 from paper.spotting.counts import confused
-from paper.writing import markdown
+from paper.writing import captioned, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -68,10 +68,15 @@ def readers(root):
         known = held(profile)[0]
         return sorted((m for m in models if "seeds" in known.get(m, {})), key=lambda m: -known[m]["test.accuracy"])
 
-    def at_other_rates(profile):
-        """The labels of the models whose runs had another peak rate than the profile asks for now: these are due."""
+    def superseded(profile):
+        """The labels of the models whose runs had another recipe than the profile asks for now: these are due."""
         asked = Profile(root / "profiles" / profile / "params.yaml", root)
-        due = {r["model"] for r in held(profile)[1] if r["config"]["lr"] != asked.config(r["model"], r["seed"]).lr}
+
+        def differs(run):
+            now = asked.config(run["model"], run["seed"]).model_dump()
+            return any(run["config"][key] != now[key] for key in run["config"].keys() & now.keys())
+
+        due = {run["model"] for run in held(profile)[1] if differs(run)}
         return ", ".join(MODELS[model].label for model in MODELS if model in due)
 
     def times(profile, key, model, other):
@@ -89,6 +94,20 @@ def readers(root):
         }
         return f"{found[key]:,}" if isinstance(found[key], int) else found[key]
 
+    def worth(profile, models):
+        """How many independent clips the test clips are worth to these models: "404 to 566"."""
+        return results.span({held(profile)[0][model]["effective_n"] for model in models})
+
+    def opus_rate():
+        """At how many kbit/s the clips of profile subset are stored."""
+        return f"{json.loads((root / 'results/opus.json').read_text())['kbit_per_second']['once']:.0f}"
+
+    def search_gain():
+        """By how many points the best trial of the search for Mamba-Light's recipe is above that without a change."""
+        trials = (root / "results/search/earlier/trials").glob("*.json")
+        found = {path.stem: json.loads(path.read_text())["validation"]["accuracy"] for path in trials}
+        return f"{100 * (max(found.values()) - found['plain']):.2f}"
+
     def recall(profile, model, word):
         """How many per cent of the test clips of a class a model names rightly, the mean of its seeds."""
         own = [run["test"]["per_word"][word]["recall"] for run in held(profile)[1] if run["model"] == model]
@@ -101,13 +120,13 @@ def readers(root):
 
     def detector(key):
         """Of the shipped detector on the test, at its threshold for 0.5 false alarms an hour: "misses" of clean streams
-        in per cent, false alarms "per_hour" there, or of 1,000 "confusable" words.
+        in per cent, the same in noise ("noisy"), false alarms "per_hour" on clean sound, of 1,000 "confusable" words.
         """
         measured = json.loads((root / "results/spot/commands.json").read_text())
         if key == "confusable":
             return f"{confused(measured['confusable'], '0.5')[0]:.0f}"
-        if key == "misses":
-            return f"{100 * measured['streams']['clean, windows']['0.5']['misses']:.0f}"
+        if stream := {"misses": "clean, windows", "noisy": "noise, windows"}.get(key):
+            return f"{100 * measured['streams'][stream]['0.5']['misses']:.0f}"
         return f"{measured['ordinary']['all']['0.5'][key]:.1f}"
 
     def wake_example(key):
@@ -134,6 +153,16 @@ def readers(root):
         df, caption = deviations.deviation_table()
         return f"{caption}\n\n{markdown(df)}"
 
+    def longer_table(profile, more):
+        """The models of profile `more`, after its epochs and after those of `profile`; "" before any has been run."""
+        runs = held(more)[1] if (root / "results" / more / "runs").is_dir() else []
+        return captioned(*longer.longer_table(held(profile)[1], runs)).strip() if runs else ""
+
+    def compared(profile):
+        """Which models of a profile differ."""
+        found = comparisons.comparison_tables(held(profile)[1])
+        return captioned(*found["comparisons"]).strip() if "comparisons" in found else ""
+
     def scan(key):
         """A number of the scan's benchmark: see scan_report.headline_numbers."""
         value = scan_report.headline_numbers(json.loads((root / "results/scan/scan.json").read_text()))[key]
@@ -153,11 +182,12 @@ def readers(root):
         """The size of a shipped model's file."""
         return f"{(root / 'kwslib/pretrained' / f'{model}.safetensors').stat().st_size / 1e6:.1f} MB"
 
-    return {"fact": fact, "measured": measured, "times": times, "corpus": corpus, "at_other_rates": at_other_rates,
-            "recall": recall, "quiet": quiet, "scan": scan, "detector": detector,
-            "wake_example": wake_example, "published": published, "claimed": claimed,
-            "table": table, "size": size, "deviations": deviation_table,
-            "label": lambda model: MODELS[model].label}  # fmt: skip
+    given = (
+        fact, measured, times, corpus, superseded, worth, opus_rate, search_gain, recall, quiet, scan, detector,
+        wake_example, published, claimed, table, compared, size,
+    )  # fmt: skip
+    named = {"deviations": deviation_table, "longer": longer_table, "label": lambda model: MODELS[model].label}
+    return {function.__name__: function for function in given} | named
 
 
 def main(argv=None):

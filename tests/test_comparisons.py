@@ -10,6 +10,7 @@ from small_runs import write_tones
 from kwslib.data.corpus import load_corpus
 from kwslib.io import KwsError
 from paper import comparisons, levels, statistics
+from paper.longer import longer_table
 from paper.results import load_runs
 
 SPEAKERS, CLIPS = 60, 8
@@ -150,6 +151,23 @@ def test_models_are_compared_after_the_same_epochs_alone(tmp_path):
     short, long = found["comparisons"]
     assert short["difference"] == pytest.approx(0.2) and long["difference"] == pytest.approx(0.4)
     assert comparisons.comparison_sentence(long).startswith("After 60 epochs, Mamba-Light minus KWT-1, one seed:")
+
+
+def test_a_longer_training_stands_beside_the_shorter_one():
+    """Of the same model: one row for each that has been trained for both, the best after the longer one first."""
+    pytest.importorskip("pandas")
+    runs = many(("mamba_light", 0.8, 3), ("kwt_1", 0.6, 3), ("bc_resnet_1", 0.7, 1))
+    more = [
+        run | {"training": {"epochs": 60}}
+        for run in many(("kwt_1", 0.5, 1), ("mamba_light", 0.9, 1), ("retnet", 0.5, 1))
+    ]
+    df, caption = longer_table(runs, more)
+    assert list(df["model"]) == ["Mamba-Light", "KWT-1"] and list(df["seeds"]) == ["3 and 1"] * 2
+    assert list(df["test (%), after 3"]) == ["82.00", "62.00"] and list(df["test (%), after 60"]) == ["90.00", "50.00"]
+    better, worse = df["test, difference (points)"]  # both intervals are far from zero; the clips of a_run are few
+    assert float(better.split()[0]) == pytest.approx(8, abs=0.5) and "(+" in better
+    assert float(worse.split()[0]) == pytest.approx(-12, abs=0.5) and "(-" in worse
+    assert "After 3 and after 60 epochs" in caption
 
 
 def test_a_difference_that_is_not_significant_is_called_so_with_its_corrected_p():

@@ -94,4 +94,4 @@ def test_the_table_names_models_and_sources(found):
     assert list(df.columns) == ["model", "key", "as published", "here", "why"] and len(df) == len(found)
     assert list(dict.fromkeys(df["model"]))[0] == label_of("mamba_mel_small_as_run")
     mask = df[(df["model"] == "KWT-1") & (df["key"] == "same")]["as published"].item()
-    assert "freq_mask 2 below 7" in mask and "speed 0.85 to 1.15" in mask and "recipe" in caption
+    assert "freq_mask 2, 0–6 wide" in mask and "speed 0.85 to 1.15" in mask and "recipe" in caption

@@ -228,6 +228,22 @@ def test_code_is_the_same_in_other_words_alone(other):
     assert locks.code_of(ONE) == locks.code_of(SAME) != locks.code_of(other)
 
 
+def test_notebooks_and_yaml_are_the_same_in_other_words(tmp_path):
+    """Their Markdown and their comments are words; a cell of code and a value are not."""
+
+    def written(folder, words, code, value):
+        cells = [{"cell_type": "markdown", "source": [words]}, {"cell_type": "code", "source": [code], "metadata": {}}]
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "one.ipynb").write_text(json.dumps({"cells": cells}))
+        (tmp_path / folder / "one.yaml").write_text(f"# {words}\nlr: {value}\n")
+        return tmp_path / folder
+
+    first, words = written("first", "a", "x = 1", "1e-3"), written("words", "b", "x = 1", "0.001")
+    assert locks.same_code(first, words)
+    assert not locks.same_code(first, written("code", "a", "x = 2", "1e-3"))
+    assert not locks.same_code(first, written("value", "a", "x = 1", "2e-3"))
+
+
 def test_words_renew_an_entry_and_code_does_not(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     git(tmp_path, "init", "-q")

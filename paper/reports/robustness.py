@@ -208,8 +208,8 @@ def speaker_sentences(part):
     return [
         f"the models are wrong on {least['wrong']:.3g} to {most['wrong']:.3g} of the {least['clips']} test clips of "
         f"speaker {SPEAKER}; without these, accuracies are {100 * (low['without'] - low['with']):.2f} to "
-        f"{100 * (high['without'] - high['with']):.2f} points higher, and the highest is "
-        f"{100 * found[best]['without']:.2f} %, {label_of(best)}."
+        f"{100 * (high['without'] - high['with']):.2f} points higher, and the highest of the "
+        f"models tested here is {100 * found[best]['without']:.2f} %, {label_of(best)}."
     ]
 
 

@@ -56,10 +56,14 @@ def headline_numbers(result):
         "clip": [speedups(row, "1") for row in one_clip],
     }
     for name, rows in sets.items():
-        packages = [{peer: ratio for peer, ratio in ratios.items() if peer in PACKAGES} for ratios in rows]
+        packages, compiled = (
+            [{peer: ratio for peer, ratio in ratios.items() if among(peer)} for ratios in rows]
+            for among in (PACKAGES.__contains__, lambda peer: peer.startswith("compiled_"))
+        )
         found = {peer: [ratios[peer] for ratios in rows if peer in ratios] for peer in ("cpp", "mamba_ssm")}
         found["fastest_peer"] = [min(ratios.values()) for ratios in rows if ratios]
         found["fastest_package"] = [min(ratios.values()) for ratios in packages if ratios]
+        found["compiled"] = [min(ratios.values()) for ratios in compiled if ratios]
         for peer, values in found.items():
             if values:
                 numbers |= {
