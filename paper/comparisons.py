@@ -27,8 +27,8 @@ METHOD = (
     f"Difference of the means over seeds, in points; 95 % intervals and two-sided p by {DRAWS:,} bootstrap draws of "
     "seeds and test speakers together, the speakers the same for both sides; p corrected by Holm over all comparisons "
     "after the same epochs that have one; intervals are not corrected, so one may leave out zero where the verdict is "
-    f"no significant difference. No p where a side has fewer than {FEWEST} seeds: that interval is over speakers and the "
-    "few seeds. Few seeds have few means: how far they spread is estimated rightly, not how far the rarest go."
+    f"no significant difference. No p where a side has fewer than {FEWEST} seeds: that interval is over speakers and "
+    "the few seeds. Few seeds have few means: how far they spread is estimated rightly, not how far the rarest go."
 )
 
 

@@ -73,8 +73,8 @@ def stages_of(root):
 
 
 def same_code(before, after):
-    """Whether two files, or two folders of files, hold the same code: Python but for its words (see `code_of`), notebooks
-    but for their Markdown, YAML but for its comments. All other files must be equal.
+    """Whether two files, or two folders of files, hold the same code: Python but for its words (see `code_of`),
+    notebooks but for their Markdown, YAML but for its comments. All other files must be equal.
     """
     names, readers = files_of(before), {".py": code_of, ".ipynb": cells_of, ".yaml": values_of}
 
