@@ -5,6 +5,8 @@ import argparse
 import difflib
 import itertools
 import json
+import math
+import os
 import statistics
 import sys
 import timeit
@@ -174,22 +176,35 @@ def listen(argv=None):
     from kwslib.listening.ears import EARS
     from kwslib.listening.microphone import file_chunks, microphone
     from kwslib.listening.microphone import listen as run
-    from kwslib.machine import threads
+    from kwslib.machine import pick_device, threads
     from kwslib.spotter import load
 
     parser = model_parser("listen", listen.__doc__, nargs="?", default="mamba_light")
-    parser.add_argument("--wav", metavar="FILE", help="a sound file instead of the microphone")
-    parser.add_argument("--microphone", metavar="NAME", help="an input by sounddevice's name or number")
-    parser.add_argument("--rate", type=float, metavar="R", help="false alarms an hour: the card's threshold for it")
-    parser.add_argument("--threshold", type=float, help="log-odds at which a word is heard, instead of the card's")
+    source, limit = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
+    source.add_argument("--wav", metavar="FILE", help="a sound file instead of the microphone")
+    source.add_argument("--microphone", metavar="NAME", help="an input by sounddevice's name or number")
+    rate = "false alarms an hour that the card has thresholds for: of each wake word, or of all commands together"
+    limit.add_argument("--rate", type=float, metavar="R", help=rate)
+    limit.add_argument("--threshold", type=number, help="log-odds at which a word is heard, instead of the card's")
     parser.add_argument("--mode", choices=EARS, help="hear every window anew, or every frame once (see docs)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line: word, time in s, score")
     a = parser.parse_args(argv)
-    number = a.microphone and a.microphone.isdecimal()
+    numbered = a.microphone and a.microphone.isdecimal()
     with threads(1):  # of operators so small, more threads only wait
-        stream = load(a.checkpoint, a.device).stream(mode=a.mode, threshold=a.threshold, alarms_per_hour=a.rate)
-        chunks = file_chunks(a.wav) if a.wav else microphone(int(a.microphone) if number else a.microphone)
-        run(stream, chunks if a.json else announced(stream, chunks), a.json)
+        spotter = load(a.checkpoint, pick_device(a.device))
+        stream = spotter.stream(mode=a.mode, threshold=a.threshold, alarms_per_hour=a.rate)
+        chunks = file_chunks(a.wav) if a.wav else microphone(int(a.microphone) if numbered else a.microphone)
+        try:
+            run(stream, chunks if a.json else announced(stream, chunks), a.json)
+        except BrokenPipeError:  # whoever read the events, such as head, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def number(text):
+    """A float of the command line that is neither infinite nor nan."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
 
 
 def announced(stream, chunks):

@@ -1,6 +1,7 @@
 """What a listener hears of: events, files, a microphone, bad input."""
 
 import json
+import subprocess
 import sys
 import types
 
@@ -171,6 +172,33 @@ def test_the_program_prints_events(spotters, tmp_path, capsys):
         and [(r["word"], r["time"]) for r in rows] == [e[:2] for e in expected]
         and list(rows[0]) == [*expected[0]._fields]
     )
+
+
+def test_a_reader_that_ends_early_ends_it(tmp_path):
+    """As `kws listen … --json | head -1` does."""
+    sf.write(tmp_path / "a.wav", sound(20.0), 16000, subtype="FLOAT")
+    program = "from kwslib.cli import main; main()"
+    command = [sys.executable, "-c", program, "listen", "--wav", tmp_path / "a.wav", "--threshold", "-9", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as heard:
+        assert json.loads(heard.stdout.readline())["word"]
+        heard.stdout.close()
+        assert heard.stderr.read() == b"" and heard.wait() == 0
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        (["--device", "gpu"], "device 'gpu' is not known"),
+        (["--threshold", "nan"], "invalid number value: 'nan'"),
+        (["--threshold", "1", "--rate", "1"], "not allowed with"),
+        (["--microphone", "0"], "not allowed with"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, match, tmp_path, capsys):
+    sf.write(tmp_path / "a.wav", sound(1.0), 16000, subtype="FLOAT")
+    assert run("--wav", tmp_path / "a.wav", *options) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and match in err
 
 
 def test_without_a_microphone_there_is_one_sentence(monkeypatch, capsys):

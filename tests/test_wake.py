@@ -1,6 +1,7 @@
 """Wake words of one's own: what is near a phrase, what a window holds, how misses are counted, and a tiny training."""
 
 import math
+import zipfile
 
 import numpy as np
 import pytest
@@ -179,7 +180,8 @@ def test_thresholds_come_from_real_speech_where_there_is_enough(tmp_path, monkey
         monkeypatch.setattr(report, "ENOUGH", enough)
         monkeypatch.setattr(report, "LIMIT", limit)
         spotter = Loudness()
-        warnings = report.estimate(spotter, spoken, real, tmp_path)
+        warnings, rows = report.estimate(spotter, spoken, real)
+        report.write_curve(rows, tmp_path)
         seconds = round(3600 * spotter.card["validation"]["hours"])
         found[enough, limit] = seconds, spotter.card["validation"]["synthetic"]
         assert "are missed at one false alarm an hour" in warnings[0]  # 9 lies below what is heard without the phrase
@@ -196,7 +198,7 @@ def test_short_clips_are_heard_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "scene", lambda rng, wave: wave)
     whole = spotter.scores
     monkeypatch.setattr(spotter, "scores", lambda wave, rate: heard.append(len(wave)) or whole(wave, rate))
-    report.estimate(spotter, spoken, real, tmp_path)
+    report.estimate(spotter, spoken, real)
     assert sorted(map(len, real)) != sorted(heard) and sum(heard) == sum(map(len, real)) + RATE
     assert len(heard) == 4 and min(heard) == RATE  # the long one, two streams of clips, and the phrase itself
 
@@ -208,8 +210,51 @@ def test_a_long_recording_trains_and_is_held_out(tmp_path):
     found = negatives.real([tmp_path], ["hush"])
     long = [p for p in (*found["train"], *found["held"]) if len(p) != 90 * RATE]
     assert sum(map(len, long)) == 630 * RATE and max(map(len, long)) == 60 * RATE
-    assert 100 * RATE > sum(len(p) for p in found["held"] if len(p) != 90 * RATE) > 60 * RATE
+    assert sum(len(p) for p in found["held"] if len(p) != 90 * RATE) == 630 * RATE // 5
     assert sum(len(p) == 90 * RATE for p in found["train"]) == 1 - negatives.held("short.flac")
+
+
+def test_a_zip_that_cannot_be_unpacked_is_named(tmp_path):
+    path = tmp_path / "mine.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("one.wav", bytes(1000))
+    damaged = bytearray(path.read_bytes())
+    damaged[60] ^= 1  # the checksum is of other bytes now
+    path.write_bytes(damaged)
+    with pytest.raises(KwsError, match=r"mine.zip: one.wav cannot be unpacked .*; unpack the zip"):
+        list(negatives.recordings(path))
+
+
+def test_a_phrase_that_has_no_near_words_trains_with_common_ones():
+    assert negatives.near(["mat", "top"], ["mat", "tɑp"], "ʌp", 5) == {}
+    silence = np.full(RATE, 5, np.int16)
+    pools = {"near": [], "word": [silence], "sentence": [silence], "long": [], "clip": []}
+    drawn = Windows([[silence]], pools, [0], [], RATE, shares={"near": 1.0})
+    assert drawn.draw(4)[1].sum() == 0
+
+
+def test_words_near_one_phrase_are_not_those_of_another():
+    """Else a phrase would be a negative of the other."""
+    words = ["computer", "commuter", "snowboard"]
+    sounds = ["kəmpjuɾɚ", "kəmjuɾɚ", "snoʊboɹd"]
+    alone = negatives.near(words, sounds, "heɪkəmpjuɾɚ", 9)
+    assert "computer" in alone and "computer" not in negatives.near(words, sounds, "heɪkəmpjuɾɚ", 9, ["kəmpjuɾɚ"])
+
+
+@pytest.mark.parametrize(
+    "phrases, options, message",
+    [
+        (["computer", "hey computer"], {}, "'hey computer' holds 'computer'"),
+        (["computer"], {"clips": 0}, "clips is 0; give 1 or more"),
+        (["computer"], {"steps": -1}, "steps is -1; give 1 or more"),
+        (["computer"], {"seed": -1}, "seed is -1; give 0 or more"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anybody_speaks(phrases, options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "speak", lambda *_: pytest.fail("it speaks"))
+    with pytest.raises(KwsError, match=message):
+        loop.train(phrases, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_held_sentences_have_no_word_of_a_near_phrase(monkeypatch):

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from itertools import permutations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,6 +32,7 @@ ENCODER, STILL = Path(__file__).with_name("encoder.safetensors"), 4
 MEMBERS = 2  # of an ensemble: which false alarm is the worst, and which speaker is missed, is chance of a training
 GO_ON = 220 / 600  # steps with the user's recordings, after those of the text, as a share of these; at half the rate
 DB = 10 / math.log(10)  # of a natural logarithm of power
+LONGEST = 5.0  # s of a window
 LISTEN = {"window_s": 1.5, "hop_s": 0.1, "smooth": 3, "refractory_s": 1.0}
 
 
@@ -48,8 +50,16 @@ def train(
     phrases, out, started = [clean(p) for p in phrases], Path(out), time.time()
     if len(set(phrases)) < len(phrases) or not phrases:
         raise KwsError("phrases must be one or more different ones; say each once")
+    for a, b in permutations(phrases, 2):
+        if f" {a} " in f" {b} ":
+            raise KwsError(
+                f"phrase {b!r} holds {a!r}, which is heard in it, too; take phrases that do not hold another"
+            )
     if not 0 < alarms_per_hour < math.inf:
         raise KwsError(f"alarms_per_hour is {alarms_per_hour:g}; give a rate above 0, such as 0.5")
+    for name, value, least in (("steps", steps, 1), ("batch", batch, 1), ("clips", clips, 1), ("seed", seed, 0)):
+        if value < least:
+            raise KwsError(f"{name} is {value}; give {least} or more")
     out.mkdir(parents=True, exist_ok=True)
     takes = own_takes(recordings, phrases)
     found = found or voices.engines()
@@ -72,9 +82,12 @@ def train(
     if estimate:
         near = {word for group in material["near_words"].values() for spelling in group for word in spelling.split()}
         held = speak_held(phrases, found, clips, seed, workers, near)
-        warnings += report.estimate(spotter, held, material["real"]["held"], out, alarms_per_hour)
+        more, rows = report.estimate(spotter, held, material["real"]["held"], alarms_per_hour)
+        warnings += more
     card["wake"] |= {"warnings": warnings, "seconds": round(time.time() - started)}
     save_checkpoint(out / "model.safetensors", spotter.model.state_dict(), card)
+    if estimate:
+        report.write_curve(rows, out)
     for warning in warnings:
         print(f"note: {warning}")
     return card
@@ -117,7 +130,8 @@ def speak(phrases, found, real, clips, seed=0, workers=None):
     spellings = [sorted({*negatives.candidates(p, rng), *kept}) for p in phrases]
     sounds = voices.phonemes([*phrases, *(s for group in spellings for s in group)])
     target, rest = sounds[: len(phrases)], iter(sounds[len(phrases) :])
-    close = [negatives.near(s, [next(rest) for _ in s], ipa, min(60, clips)) for s, ipa in zip(spellings, target)]
+    most = min(60, clips)
+    close = [negatives.near(s, [next(rest) for _ in s], ipa, most, target) for s, ipa in zip(spellings, target)]
     count = max(2, clips // 150)  # of each word
     wanted = {
         "positives": voices.jobs(phrases, clips, found, seed + 1, pace=ALONE),
@@ -162,6 +176,8 @@ def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None, past_s=0
     keep_memory()
     longest = np.quantile([len(w) for group in material["positives"] for w in group], 0.9) / SAMPLE_RATE
     listen = LISTEN | {"window_s": round(max(LISTEN["window_s"], 1.1 * longest + 0.2), 1)}
+    if listen["window_s"] > LONGEST:
+        raise KwsError(f"the longest phrase takes {longest:.1f} s to say; take one of at most {LONGEST / 1.1:.0f} s")
     listen |= {"modes": ["windows", "carried"] if past_s else ["windows"]}
     size, real = round(listen["window_s"] * SAMPLE_RATE), material["real"]
     pools = {"near": material["near"], "word": material["word"], "sentence": material["sentences"]}

@@ -78,14 +78,18 @@ def _groups(word):
     return groups
 
 
-def near(spellings, sounds, target, count):
-    """`count` of the spellings that are another word, half of them the nearest: {spelling: distance}.
+def near(spellings, sounds, target, count, phrases=()):
+    """`count` of the spellings that are another word, half of them the nearest: {spelling: distance}; none near a short
+    phrase.
 
-    At least 1.6 apart, so that no accent of the phrase is among them, nor what holds all of it."""
+    At least 1.6 from the `target` and from all `phrases`, IPA too, so that no accent of one is among them, nor what
+    holds all of it."""
     found = {}
     for spelling, ipa in zip(spellings, sounds):
-        d = distance(ipa, target)
-        if 1.6 <= d <= 0.67 * len(target) and target not in ipa and ipa not in {v[1] for v in found.values()}:
+        d, others = distance(ipa, target), {target, *phrases}
+        if d > 0.67 * len(target) or ipa in {v[1] for v in found.values()}:
+            continue
+        if not any(other in ipa or distance(ipa, other) < 1.6 for other in others):
             found[spelling] = (d, ipa)
     order = sorted(found, key=lambda s: found[s][0])
     rest = order[count // 2 :]
@@ -101,9 +105,9 @@ def sentences(words, count, seed):
 def real(paths, phrases):
     """Real speech without the phrases, from packed corpora, folders and zips: a dict of lists of int16 waves.
 
-    train, held (one file in five and the last fifth of a long one, or a corpus' validation split; never its test
-    split), noise (a corpus' background
-    noise for training), sources (names). Clips of a corpus whose word is a phrase, or in one, are left out."""
+    train, held (one file in five, the last fifth of one of more than two minutes, or a corpus' validation split; never
+    its test split), noise (a corpus' background noise for training), sources (names). Clips of a corpus whose word is a
+    phrase, or in one, are left out."""
     found = {"train": [], "held": [], "noise": [], "sources": []}
     own = {word for phrase in phrases for word in phrase.split()}
     for path in map(Path, paths):
@@ -119,10 +123,12 @@ def real(paths, phrases):
                 found["noise"].append(noise_of(corpus, "training").flatten())
             continue
         for name, wave in recordings(path):
-            pieces = np.split(wave, range(LONG, len(wave), LONG)) if len(wave) > 2 * LONG else [wave]
-            kept = max(1, len(pieces) // 5) if len(pieces) > 1 else int(held(name))
-            found["train"] += pieces[: len(pieces) - kept]
-            found["held"] += pieces[len(pieces) - kept :]
+            if len(wave) <= 2 * LONG:
+                found["held" if held(name) else "train"].append(wave)
+                continue
+            end = len(wave) - len(wave) // 5
+            for kept, part in (("train", wave[:end]), ("held", wave[end:])):
+                found[kept] += np.split(part, range(LONG, len(part), LONG))
     return found
 
 
@@ -140,6 +146,15 @@ def recordings(path):
                 wave = decode(source())
             except Unreadable:
                 continue
+            except (
+                zipfile.BadZipFile,
+                RuntimeError,
+                NotImplementedError,
+                zlib.error,
+            ) as e:  # damaged, or has a password
+                raise KwsError(
+                    f"{path}: {name} cannot be unpacked ({e}); unpack the zip, and give its folder"
+                ) from None
             count += 1
             yield name, to_int16(wave)[0]
     if not count:

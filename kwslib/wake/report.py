@@ -61,9 +61,9 @@ def curve(best, events, hours):
     return rows
 
 
-def estimate(spotter, spoken, real, out, alarms_per_hour=1.0):
-    """Thresholds into the card, for RATES and for the rate asked for; curve.csv, curve.md and curve.png into `out`.
-    Returns warnings: a list of str.
+def estimate(spotter, spoken, real, alarms_per_hour=1.0):
+    """Thresholds into the card, for RATES and for the rate asked for. Returns warnings, a list of str, and the rows of
+    each phrase's curve.
 
     spoken: the phrases in `positives` and `sentences`, of voices and words that training never met; real: int16
     waves of speech that it never met, perhaps none. The false alarms are counted on real speech, the longest waves
@@ -98,11 +98,15 @@ def estimate(spotter, spoken, real, out, alarms_per_hour=1.0):
             warnings.append(f"{phrase!r}: {found_at}; take a longer phrase, or add recordings")
     card["detector"]["thresholds"] = found
     card["validation"] = {"hours": hours, "clips": sum(map(len, spoken["positives"])), "synthetic": synthetic}
+    return warnings, rows
+
+
+def write_curve(rows, out):
+    """curve.csv, curve.md and, where matplotlib is installed, curve.png in the folder `out`."""
     write_csv(out / "curve.csv", rows)
     with replacing(out / "curve.md") as scratch:
         scratch.write_text(table(rows))
     figure(rows, out / "curve.png")
-    return warnings
 
 
 def scene(rng, wave, noise=None):
@@ -137,7 +141,8 @@ def figure(rows, path):
         axes.plot([r["per_hour"] for r in own], [100 * r["misses"] for r in own], marker="o", ms=3, label=phrase)
     axes.set(xlabel="false alarms per hour", ylabel="misses (%)", ylim=(0, None))
     axes.legend()
-    fig.savefig(path, dpi=150)
+    with replacing(path) as scratch:
+        fig.savefig(scratch, dpi=150, format="png")
 
 
 def bad_choices(phrases, sounds):

@@ -5,7 +5,7 @@ flite`) and Piper (neural; `pip install piper-tts` and a voice file NAME.onnx wi
 $PIPER_VOICES, in ~/.local/share/piper-voices, or in an installed package whose name holds "piper_voice"). Engines made
 from few recorded speakers are played at 0.85 to 1.2 times their rate, which moves pitch and formants: other throats.
 
-A fifth of espeak-ng's variants is held out of training, to estimate thresholds with voices that were never heard."""
+Three in eight of espeak-ng's variants are held out of training, to estimate thresholds with voices never heard."""
 
 import _ctypes
 import ctypes
@@ -211,6 +211,8 @@ def _flite(job, rng):
     said = ["-p", full_phones(_phones(job.text), rng)] if _in_full(job, rng) else ["-t", job.text]
     command = ["flite", "-voice", job.voice, *flags, *said, "-o", "/dev/stdout"]
     spoken = subprocess.run(command, capture_output=True).stdout[44:]  # without the header of a wav file
+    if not spoken:
+        raise Unreadable(f"flite says nothing for {job.text!r}")
     return _throat(rng, np.frombuffer(spoken, np.int16) / 32768)
 
 
@@ -218,7 +220,11 @@ def _flite(job, rng):
 def _piper_voice(path):
     from piper import PiperVoice
 
-    return PiperVoice.load(path)
+    try:
+        return PiperVoice.load(path)
+    except Exception as e:  # onnxruntime has kinds of its own
+        why = str(e).split("\n")[0][:200]
+        raise KwsError(f"Piper voice {path} cannot be loaded ({why}); fetch it again, or remove it") from None
 
 
 def _piper(job, rng):

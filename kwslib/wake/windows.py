@@ -61,7 +61,8 @@ class Windows:
             index = int(rng.integers(len(self.word_of)))
             wave, word = self.negatives[kind][index], self.word_of[index]
         else:
-            wave = self._pick(self.negatives["near"]) if kind == "near" else self._speech(kind == "clip")
+            near = self.negatives["near"] or self.negatives["word"]  # a phrase may be too short for any
+            wave = self._pick(near) if kind == "near" else self._speech(kind == "clip")
         window, size = np.zeros(self.size, np.float32), self.size
         speed = rng.uniform(0.87, 1.15)
         if len(wave) > 1.2 * size:  # speech: a cut of it
