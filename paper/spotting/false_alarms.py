@@ -5,7 +5,8 @@
 
 measures the shipped detector. Several checkpoints are one detector, the mean of their scores. What is heard is written
 first (scores, in --cache), then read: a choice (smoothing, one threshold or one for each word) is made on validation
-alone, listening by windows; it holds for the carried state, too. The test's recordings are scored once."""
+alone, listening by windows; it holds for the carried state, too. The test's recordings are scored once for each
+detector."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ from kwslib.spotter import load
 from kwslib.wake import report, voices
 from paper.spotting.commands import COMMANDS, HELD_FLITE, HELD_WORDS, near_words, together, words_for
 from paper.spotting.counts import Heard, alarms, beside, by_word, delays, hits, missed_at, per_thousand, pooled, rate_at
-from paper.spotting.streams import make_stream, noise_bed, sentences
+from paper.spotting.streams import joined, make_stream, noise_bed, sentences
 from paper.spotting.wake import recordings
 
 RATES = (0.5, 1.0, 2.0)  # false alarms an hour of ordinary speech, all words together
@@ -102,13 +103,13 @@ class Measure:
         return sentences(words, self.hours, split, **how)
 
     def waves(self, split):
-        """{kind: function that gives int16 waves} of what has no keyword: real running speech, synthetic sentences,
-        noise alone."""
+        """{kind: function that gives int16 waves} of what has no keyword, each kind in pieces of ten minutes: real
+        running speech, synthetic sentences, noise alone."""
         noise, test = self.noise(split), split == "testing"
 
         def running():
             halves = recordings(self.speech, half=int(test))[None]
-            return halves if test else halves[4::5]
+            return joined(halves if test else halves[4::5])
 
         def bed():
             return [np.int16(noise_bed(np.random.default_rng(2), noise, 1200 * SAMPLE_RATE, (100, 3000)))]
@@ -116,13 +117,13 @@ class Measure:
         def spoken():
             words = words_for(split)
             name = f"{split}-sentences-{self.hours:g}h"
-            return self.said(name, words, lambda: list(self.sentences(words, split)))
+            return joined(self.said(name, words, lambda: list(self.sentences(words, split))))
 
         return {"running speech": running, "sentences": spoken, "noise": bed}
 
     def ordinary(self, split, mode="windows"):
         """{kind: Heard} of `waves`."""
-        names = {"running speech": "running", "sentences": f"sentences-{self.hours:g}h", "noise": "noise"}
+        names = {"running speech": "speech", "sentences": f"{self.hours:g}h-of-sentences", "noise": "noise"}
         return {kind: self.heard(f"{split}-{names[kind]}", waves, mode) for kind, waves in self.waves(split).items()}
 
     def confusable(self):
@@ -131,7 +132,7 @@ class Measure:
         corpus, rng, found = self.corpus, np.random.default_rng(4), {}
         trained = set(self.spotter.card["wake"]["other_words"])
         others = (corpus.splits == "testing") & ~np.isin(corpus.words, COMMANDS)
-        groups = {"words that trained": trained, "words of validation": set(HELD_WORDS["validation"])}
+        groups = {"words that trained": trained, "words that the first weights knew": set(HELD_WORDS["validation"])}
         groups["words left out"] = set(corpus.words[others]) - set.union(*groups.values())
         for name, words in groups.items():
             rows = np.flatnonzero(others & np.isin(corpus.words, sorted(words)))

@@ -48,6 +48,22 @@ def noise_bed(rng, noise, size, levels=(1.0, 1.0), piece=20 * SAMPLE_RATE):
     return bed[:size]
 
 
+def joined(waves, seconds=600):
+    """The int16 waves one after the other, their ends faded over 20 ms, in pieces of at least so many seconds: as they
+    are heard where listening goes on. A detector that starts anew with each decides nothing for a window's length."""
+    parts, fade = [], np.sin(np.linspace(0, np.pi / 2, SAMPLE_RATE // 50)) ** 2
+    for wave in waves:
+        wave, n = np.float32(wave), min(len(fade), len(wave))
+        wave[:n] *= fade[:n]
+        wave[len(wave) - n :] *= fade[:n][::-1]
+        parts.append(np.int16(wave))
+        if sum(map(len, parts)) >= seconds * SAMPLE_RATE:
+            yield np.concatenate(parts)
+            parts = []
+    if parts:
+        yield np.concatenate(parts)
+
+
 def make_stream(
     corpus, keywords, split, hours, seed=0, heard_others=True, words_a_minute=12, keyword_share=0.5, snr=(5.0, 25.0)
 ):

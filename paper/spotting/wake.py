@@ -1,8 +1,8 @@
 """Wake words, judged on real recordings: `python -m paper.spotting.wake RUN`, each a JSON file in results/wake.
 
-The recordings are of three words (see docs/wake_words.md); half of the 45 minutes of running speech trains, the other
-half gives the false alarms. A run trains one detector for all three words by the recipe of `kws wake`, or judges the
-one that `kws wake --out CACHE/RUN` has trained."""
+The recordings are of three words (see docs/wake_words.md); half of the 45 minutes of running speech, orders of coffee,
+trains; the other half gives the false alarms. A run trains one detector for all three words by the recipe of
+`kws wake`, or judges the one that `kws wake --out CACHE/RUN` has trained."""
 
 import argparse
 import pickle
@@ -21,8 +21,11 @@ from kwslib.io import SAMPLE_RATE, KwsError, cli, replacing, write_json
 from kwslib.spotter import load
 from kwslib.wake import negatives, report, voices
 from kwslib.wake.loop import fit, speak
+from paper.spotting.streams import joined
 
 WORDS = ["computer", "snowboy", "view glass"]
+ALARMS = (0, 1, 2, 3, 5, 7)
+NEVER = -1e9  # the score of an engine that says nothing
 
 
 def recordings(path, half=None):
@@ -37,19 +40,22 @@ def recordings(path, half=None):
 
 
 def judge(spotter, takes, speech):
-    """Misses of each word at 0, 1, … false alarms in the speech; at_card_thresholds, where the card has thresholds of
-    `kws wake`: what they give, {rate: {word: {misses, alarms}}}."""
-    _, events = report.score_all(spotter, speech)
+    """Misses of each word at 0, 1, … false alarms of that word in the speech, whose files are heard one after the
+    other, as far as there are that many; at_card_thresholds, where the card has thresholds of `kws wake`: what they
+    give, {rate: {word: {misses, alarms}}}."""
+    _, events = report.score_all(spotter, joined(speech))
+    events = [[e for e in own if e > NEVER] for own in events]
     hours, rows, limits = sum(map(len, speech)) / SAMPLE_RATE / 3600, {}, spotter.card["detector"].get("thresholds", {})
     at_limits = {rate: {} for rate in limits}
     for label, word in enumerate(spotter.labels):
         best = report.score_all(spotter, takes[word])[0][:, label]
-        rows[word] = report.curve(best, events[label], hours)[:6]
+        rows[word] = [row for row in report.curve(best, events[label], hours) if row["alarms"] in ALARMS]
         for rate, limit in limits.items():
             alarms = sum(e >= limit[word] for e in events[label])
             at_limits[rate][word] = {"misses": float((best < limit[word]).mean()), "alarms": alarms}
-    mean = [float(np.mean([rows[w][k]["misses"] for w in rows])) for k in range(6)]
-    found = {"hours": hours, "words": rows, "mean_misses": dict(zip((0, 1, 2, 3, 5, 7), mean))}
+    points = list(zip(*rows.values()))  # as many as the word with the fewest false alarms has
+    mean = {own[0]["alarms"]: float(np.mean([row["misses"] for row in own])) for own in points}
+    found = {"hours": hours, "words": rows, "mean_misses": mean}
     return found | ({"at_card_thresholds": at_limits} if limits else {})
 
 
