@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import mean
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pandas import DataFrame
 
 from kwslib.io import KwsError, cli, replacing
 from kwslib.models.registry import MODELS
@@ -28,7 +29,7 @@ from paper.writing import captioned, markdown
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 PAGES = {"README.md": "README.md", "results.md": "docs/results.md", "published.md": "docs/published.md"}
-PAGES |= {"wake_words.md": "docs/wake_words.md"}
+PAGES |= {"wake_words.md": "docs/wake_words.md", "listening.md": "docs/listening.md"}
 
 
 def render(root=ROOT):
@@ -78,6 +79,27 @@ def readers(root):
 
         due = {run["model"] for run in held(profile)[1] if differs(run)}
         return ", ".join(MODELS[model].label for model in MODELS if model in due)
+
+    def not_run(profile):
+        """The runs that a profile asks for and that have not been made: "BC-ResNet-8 (seeds 1, 2)"."""
+        asked = Profile(root / "profiles" / profile / "params.yaml", root)
+        wanted = {(variant, seed) for variant in asked.variants for seed in asked.seeds}
+        wanted |= {(run["variant"], run["seed"]) for run in asked.again.values()}
+        due = {}
+        for model, seed in sorted(wanted - {(run["model"], run["seed"]) for run in held(profile)[1]}):
+            due.setdefault(model, []).append(str(seed))
+        return "; ".join(f"{MODELS[m].label} (seed{'s' * (len(s) > 1)} {', '.join(s)})" for m, s in due.items())
+
+    def listening():
+        """The cost of a stream, by results/stream.json."""
+        rows = []
+        for name, engine in json.loads((root / "results/stream.json").read_text())["engines"].items():
+            parts, cost = engine.get("parts", {}), engine["cpu_s_per_s"]
+            cells = [f"{parts[key]:.4f}" if key in parts else "–" for key in ("features", "model", "rest")]
+            memory = f"{engine['peak_mb']:.0f} ({engine['loaded_mb']:.0f})"
+            rows.append([name, f"{cost:.4f}", *cells, memory])
+        columns = ["engine", "CPU s/s", "features", "model", "rest", "memory, MB (of it loaded)"]
+        return markdown(DataFrame(rows, columns=columns))
 
     def times(profile, key, model, other):
         """How many times as much of a fact `other` has as `model`: "10"."""
@@ -184,7 +206,7 @@ def readers(root):
 
     given = (
         fact, measured, times, corpus, superseded, worth, opus_rate, search_gain, recall, quiet, scan, detector,
-        wake_example, published, claimed, table, compared, size,
+        wake_example, published, claimed, table, compared, size, not_run, listening,
     )  # fmt: skip
     named = {"deviations": deviation_table, "longer": longer_table, "label": lambda model: MODELS[model].label}
     return {function.__name__: function for function in given} | named
