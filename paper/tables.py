@@ -141,8 +141,8 @@ def cost_table(facts, runs, benchmark):
         "epochs": "epochs",
     }
     caption = (
-        f"What each model costs. Latency: batch 1, features to logits. {timed_on(benchmark)} Training: means over "
-        f"seeds, several trainings at once on a machine. {trained_on(runs)}"
+        f"What each model costs. Latency: batch 1, features to logits. {timed_on(benchmark)} Training: the fastest of "
+        f"the seeds, beside other trainings on the same machine. {trained_on(runs)}"
     )
     return text_table(facts.values(), columns), caption
 

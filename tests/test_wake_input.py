@@ -21,7 +21,7 @@ def test_a_zip_that_cannot_be_unpacked_is_named(tmp_path):
     damaged = bytearray(path.read_bytes())
     damaged[60] ^= 1  # the checksum is of other bytes now
     path.write_bytes(damaged)
-    with pytest.raises(KwsError, match=r"mine.zip: one.wav cannot be unpacked .*; unpack the zip"):
+    with pytest.raises(KwsError, match=r"mine.zip: one.wav cannot be unpacked .*; unpack it"):
         list(negatives.recordings(path))
 
 

@@ -52,9 +52,7 @@ def train(
         raise KwsError("phrases must be one or more different ones; say each once")
     for a, b in permutations(phrases, 2):
         if f" {a} " in f" {b} ":
-            raise KwsError(
-                f"phrase {b!r} holds {a!r}, which is heard in it, too; take phrases that do not hold another"
-            )
+            raise KwsError(f"phrase {b!r} holds {a!r}, which would be heard in it; take phrases that hold no other")
     if not 0 < alarms_per_hour < math.inf:
         raise KwsError(f"alarms_per_hour is {alarms_per_hour:g}; give a rate above 0, such as 0.5")
     for name, value, least in (("steps", steps, 1), ("batch", batch, 1), ("clips", clips, 1), ("seed", seed, 0)):

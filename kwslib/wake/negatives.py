@@ -146,15 +146,9 @@ def recordings(path):
                 wave = decode(source())
             except Unreadable:
                 continue
-            except (
-                zipfile.BadZipFile,
-                RuntimeError,
-                NotImplementedError,
-                zlib.error,
-            ) as e:  # damaged, or has a password
-                raise KwsError(
-                    f"{path}: {name} cannot be unpacked ({e}); unpack the zip, and give its folder"
-                ) from None
+            # damaged, behind a password, or packed in another way
+            except (zipfile.BadZipFile, RuntimeError, NotImplementedError, zlib.error) as e:
+                raise KwsError(f"{path}: {name} cannot be unpacked ({e}); unpack it, and give its folder") from None
             count += 1
             yield name, to_int16(wave)[0]
     if not count:
