@@ -172,8 +172,7 @@ def readers(root):
         return facts.plain(stated["claims"][path])
 
     def deviation_table():
-        df, caption = deviations.deviation_table()
-        return f"{caption}\n\n{markdown(df)}"
+        return captioned(*deviations.deviation_table()).strip()
 
     def longer_table(profile, more):
         """The models of profile `more`, after its epochs and after those of `profile`; "" before any has been run."""

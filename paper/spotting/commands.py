@@ -9,7 +9,6 @@ of the corpus, half of the running speech, near and common words and sentences b
 itself takes for a command (see kwslib/wake). What is held out for what: see `parts`."""
 
 import argparse
-import pickle
 import time
 import zlib
 from pathlib import Path
@@ -20,11 +19,12 @@ import torch
 from kwslib.checkpoint import read_checkpoint, save_checkpoint
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import V2_35, noise_of
-from kwslib.io import SAMPLE_RATE, cli, replacing
+from kwslib.io import SAMPLE_RATE, cli
 from kwslib.models.ensemble import Ensemble
 from kwslib.spotter import KeywordSpotter
 from kwslib.wake import loop, negatives, voices
 from kwslib.wake.pronunciation import ALONE
+from paper.spotting.streams import kept
 from paper.spotting.wake import recordings
 
 COMMANDS = ["down", "go", "left", "no", "right", "stop", "up", "yes"]
@@ -82,12 +82,7 @@ def speak(clips=500, seed=0, workers=1):
 
 def spoken(out, clips, seed):
     """What `speak` gives, or the file in the folder `out` that an earlier run left."""
-    path = Path(out) / f"spoken-{clips}-{seed}.pickle"  # this program's own file
-    if not path.exists():
-        made = pickle.dumps(speak(clips, seed))
-        with replacing(path) as scratch:
-            scratch.write_bytes(made)
-    return pickle.loads(path.read_bytes())
+    return kept(Path(out) / f"spoken-{clips}-{seed}.pickle", lambda: speak(clips, seed))
 
 
 def parts(corpus, speech):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 from scipy.stats import chi2
@@ -67,12 +68,9 @@ def by_word(events, offsets, labels, limits):
 def hits(heard, stream, labels, corpus, smooth, window, offsets):
     """For every keyword of a stream: its best score, less its label's offset, from its start to `window` after the
     word's end, or until the same word is said again, and (times after the word's end, scores) there."""
-    (times, scores), found, following = next(heard.smoothed(smooth)), [], {}
-    until = []
-    for start, _, word in reversed(stream.events):
-        until.append(following.get(word, np.inf))
-        following[word] = start
-    for (start, _, word), row, again in zip(stream.events, stream.rows, reversed(until)):
+    (times, scores), found = next(heard.smoothed(smooth)), []
+    for i, ((start, _, word), row) in enumerate(zip(stream.events, stream.rows)):
+        again = next((at for at, _, later in islice(stream.events, i + 1, None) if later == word), np.inf)
         label, end = labels.index(word), start + span(corpus.waves[row, : corpus.samples[row]])[1] / SAMPLE_RATE
         near = (times >= start) & (times <= min(end + window, again))
         found.append((times[near] - end, scores[near, label] - offsets[label]))

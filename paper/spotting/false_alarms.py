@@ -14,8 +14,6 @@ import argparse
 import hashlib
 import json
 import math
-import pickle
-import sys
 import zlib
 from pathlib import Path
 
@@ -25,13 +23,13 @@ import torch
 from kwslib.checkpoint import save_checkpoint
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import noise_of
-from kwslib.io import SAMPLE_RATE, cli, replacing, write_json
+from kwslib.io import SAMPLE_RATE, cli, write_json
 from kwslib.models.ensemble import members_of
 from kwslib.spotter import load
 from kwslib.wake import report, voices
 from paper.spotting.commands import COMMANDS, HELD_FLITE, HELD_WORDS, near_words, together, words_for
 from paper.spotting.counts import Heard, alarms, beside, by_word, delays, hits, missed_at, per_thousand, pooled, rate_at
-from paper.spotting.streams import joined, make_stream, noise_bed, sentences
+from paper.spotting.streams import joined, kept, make_stream, noise_bed, sentences
 from paper.spotting.wake import recordings
 
 RATES = (0.5, 1.0, 2.0)  # false alarms an hour of ordinary speech, all words together
@@ -154,15 +152,6 @@ class Measure:
         scenes = [report.scene(rng, w, self.noise("testing")) for _, w in said]
         found["near words"] = self.heard("confusable-near", lambda: scenes), [t for t, _ in said]
         return found
-
-
-def kept(path, make):
-    """What `make` gives, or the file that an earlier run left: this program's own."""
-    if not path.exists():
-        print(f"  making {path}", file=sys.stderr, flush=True)
-        with replacing(path) as scratch:
-            scratch.write_bytes(pickle.dumps(make()))
-    return pickle.loads(path.read_bytes())
 
 
 def alone(rng, wave):

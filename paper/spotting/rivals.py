@@ -55,10 +55,15 @@ def heard(engine, waves):
     return found
 
 
+def spoken(engine, found):
+    """The events of each word, where the engine says it."""
+    return [[s for s in own if s > NEVER] for own in alarms(found, 1, engine.apart)]
+
+
 def offsets_of(engine, speech):
     """What is taken from each word's scores: its threshold, on validation, for its share of an alarm an hour."""
     found = heard(engine, speech)
-    events = [[s for s in own if s > NEVER] for own in alarms(found, 1, engine.apart)]
+    events = spoken(engine, found)
     least = min((s for own in events for s in own), default=0.0)
     return np.array([report.threshold([*own, *[least] * 6], found.hours, 1 / len(COMMANDS)) for own in events])
 
@@ -67,13 +72,12 @@ def measure_words(engine, m, speech, offsets):
     """Misses of the commands by an engine that can be told them, at the false alarms of the speech. A word may be heard
     as long after its end as by ours."""
     begin = time.process_time()
-    spoken, stream = heard(engine, speech), m.stream("testing", (40.0, 40.0))
+    ordinary, stream = heard(engine, speech), m.stream("testing", (40.0, 40.0))
     scored = heard(engine, [np.int16(32767 * stream.wave)])
-    cost = (time.process_time() - begin) / (3600 * (spoken.hours + scored.hours))
+    cost = (time.process_time() - begin) / (3600 * (ordinary.hours + scored.hours))
     best, _ = hits(scored, stream, COMMANDS, m.corpus, 1, m.window, offsets)
-    spoken_up = [[s for s in own if s > NEVER] for own in alarms(spoken, 1, engine.apart)]
-    curve = report.curve(best, pooled(spoken_up, offsets), spoken.hours)
-    return {"hours": spoken.hours, "n": len(best), "curve": curve, "cpu_s_per_s": cost}
+    curve = report.curve(best, pooled(spoken(engine, ordinary), offsets), ordinary.hours)
+    return {"hours": ordinary.hours, "n": len(best), "curve": curve, "cpu_s_per_s": cost}
 
 
 def measure_wake(make, path):

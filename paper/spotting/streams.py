@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 
 from kwslib.data.audio import to_float
 from kwslib.data.tasks import noise_of
-from kwslib.io import CLIP, SAMPLE_RATE, KwsError
+from kwslib.io import CLIP, SAMPLE_RATE, KwsError, replacing
 from kwslib.wake import negatives, report, voices
 
 FADE = SAMPLE_RATE  # samples over which one piece of noise gives way to the next
@@ -46,6 +48,16 @@ def noise_bed(rng, noise, size, levels=(1.0, 1.0), piece=20 * SAMPLE_RATE):
         first, last = max(0, start), min(len(bed), start + piece)
         bed[first:last] += cut[first - start : last - start]
     return bed[:size]
+
+
+def kept(path, make):
+    """What `make` gives, or the file that an earlier run left: our own programs' alone."""
+    if not path.exists():
+        print(f"  making {path}", file=sys.stderr, flush=True)
+        made = pickle.dumps(make())
+        with replacing(path) as scratch:
+            scratch.write_bytes(made)
+    return pickle.loads(path.read_bytes())
 
 
 def joined(waves, seconds=600):

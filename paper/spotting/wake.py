@@ -5,7 +5,6 @@ trains; the other half gives the false alarms. A run trains one detector for all
 `kws wake`, or judges the one that `kws wake --out CACHE/RUN` has trained."""
 
 import argparse
-import pickle
 import time
 import zipfile
 from pathlib import Path
@@ -17,11 +16,11 @@ from kwslib.checkpoint import save_checkpoint
 from kwslib.data.audio import decode, mix_at_snr, to_int16
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import noise_of
-from kwslib.io import SAMPLE_RATE, KwsError, cli, replacing, write_json
+from kwslib.io import SAMPLE_RATE, KwsError, cli, write_json
 from kwslib.spotter import load
 from kwslib.wake import negatives, report, voices
 from kwslib.wake.loop import fit, speak
-from paper.spotting.streams import joined
+from paper.spotting.streams import joined, kept
 
 WORDS = ["computer", "snowboy", "view glass"]
 ALARMS = (0, 1, 2, 3, 5, 7)
@@ -100,13 +99,9 @@ def main():
     cache = Path(a.cache)
     cache.mkdir(parents=True, exist_ok=True)
     found = speakers(a.engines, a.variants)
-    bank = cache / f"{'-'.join(found)}-{a.variants}-{a.clips}-{a.seed}.pickle"  # this program's own file
-    if not bank.exists():
-        empty = {"train": [], "held": [], "noise": [], "sources": []}
-        spoken = pickle.dumps(speak(WORDS, found, empty, a.clips, a.seed, 1))
-        with replacing(bank) as scratch:  # another run may be about to read it
-            scratch.write_bytes(spoken)
-    material = pickle.loads(bank.read_bytes())
+    empty = {"train": [], "held": [], "noise": [], "sources": []}
+    bank = cache / f"{'-'.join(found)}-{a.variants}-{a.clips}-{a.seed}.pickle"  # of several runs
+    material = kept(bank, lambda: speak(WORDS, found, empty, a.clips, a.seed, 1))
     material["real"] = negatives.real([] if a.no_speech else [a.corpus], WORDS)
     material["real"]["train"] += [] if a.no_speech else recordings(a.data, half=0)[None]
     takes = recordings(a.data, half=1)
