@@ -203,7 +203,7 @@ def small_runs(of, tree, root):
 
 def prove_detector(profile, kind, name, trees, root):
     """The proof of a stage that trains or measures detectors: the hash of small runs, equal in both."""
-    of = "words" if kind in ("neural", "takes", "changed") else kind
+    of = "words" if kind in ("takes", "changed") else kind
     with WITNESS_LOCKS[of]:
         found = {"what": f"small runs of {of}"} | {when: small_runs(of, tree, root) for when, tree in trees.items()}
     if found["before"] != found["after"]:
@@ -212,7 +212,7 @@ def prove_detector(profile, kind, name, trees, root):
 
 
 PROOFS = {"train": prove_training, "again": prove_training, "trial": prove_training, "taught": prove_training,
-          **dict.fromkeys("day detector encoder example rivals words neural takes changed".split(), prove_detector),
+          **dict.fromkeys("day detector encoder example rivals words takes changed".split(), prove_detector),
           **dict.fromkeys(READERS, prove_reading)}  # fmt: skip
 
 

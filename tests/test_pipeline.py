@@ -54,12 +54,12 @@ def test_every_stage_depends_on_whole_rooms_and_existing_files(root):
 
 
 def test_what_parameters_hold_reaches_the_shell_in_quotes(root):
-    """But for the options of wake words, which profiles/spot/dvc.yaml itself holds beside its command."""
+    """But for the options of wake words, which profiles spot and tried hold beside their command."""
     for path in (root / "dvc.yaml", *sorted(root.glob("profiles/*/dvc.yaml"))):
         for name, stage in yaml.safe_load(path.read_text())["stages"].items():
             command = stage.get("do", stage)["cmd"]
             bare = re.findall(r"\$\{.*?\}", re.sub(r"'[^']*'", "", command))
-            options = path.parent.name == "spot" and name in ("words", "neural")
+            options = path.parent.name in ("spot", "tried") and name == "words"
             assert bare == (["${item}"] if options else []), f"{path} {name}"
 
 
@@ -288,7 +288,7 @@ def test_two_measures_of_one_name_have_proofs_of_their_own():
 
 def test_every_kind_of_detector_has_a_small_run():
     kinds = {kind for kind, proof in prove.PROOFS.items() if proof is prove.prove_detector} | {"measure"}
-    assert all(callable(getattr(witness, kind)) for kind in kinds - {"neural", "takes", "changed"})
+    assert all(callable(getattr(witness, kind)) for kind in kinds - {"takes", "changed"})
 
 
 @pytest.mark.parametrize("kind", prove.READERS)

@@ -18,7 +18,7 @@ from paper.spotting import counts, day, rivals
 from paper.spotting.commands import COMMANDS, span, trimmed
 from paper.spotting.counts import Heard, alarms, delays, hits, mean_of_last, missed_at, per_thousand
 from paper.spotting.engines import Engine
-from paper.spotting.false_alarms import card_thresholds
+from paper.spotting.false_alarms import card_thresholds, hear
 from paper.spotting.streams import Stream, joined, noise_bed
 from paper.spotting.wake import NEVER, judge
 
@@ -130,6 +130,15 @@ def test_the_alarms_of_a_day_are_counted_word_by_word():
     found = day.count(heard, 1.4, {"smooth": 1, "offsets": offsets, "limits": {"0.5": 3.0, "1.0": 1.2}})
     assert [found["all"][r]["alarms"] for r in ("0.5", "1.0")] == [1, 2] and found["all"]["1.0"]["per_hour"] == 1.0
     assert found["words"]["0.5"]["go"] == 1 and found["words"]["1.0"]["no"] == 1 and found["words"]["0.5"]["no"] == 0
+
+
+def test_several_processes_hear_what_one_does(shipped):
+    rng = np.random.default_rng(0)
+    waves = [rng.normal(0, 3000, n).astype(np.int16) for n in (48_000, 30_000, 40_000)]
+    alone, beside = hear(shipped, waves), day.side_by_side("commands", iter(waves), 2)
+    assert beside.hours == alone.hours and len(beside.parts) == 3
+    for own, other in zip(alone.parts, beside.parts):
+        assert np.array_equal(own[0], other[0]) and np.array_equal(own[1], other[1])
 
 
 def test_the_cards_thresholds_are_of_each_word():
