@@ -39,14 +39,13 @@ help:  ## list the targets
 
 env: $(READY)  ## make .venv from the lock, requirements.txt
 
-# Stages of one thread, in groups that wait for each other: as many of a group go side by side as there are cores, four at most,
-# begun in the order of the pipeline (the takes of profile spot go on from its run `text`, which ends long before they begin).
-# What they leave is for the last line, which would do it all alone.
+# Stages of one thread that do not wait for each other, in groups that do: as many of a group go side by side as there are
+# cores, four at most. What they leave is for the last line, which would do it all alone.
 SIDE_quick := 'train'
 SIDE_subset := 'train|again'
 SIDE_long := 'train'
 SIDE_commands := 'train'
-SIDE_spot := 'measure|rivals|words|takes'
+SIDE_spot := 'measure|words' 'rivals|takes'
 repro: profile $(READY)  ## repeat the runs, tables and figures, and report what was reproduced: PROFILE=quick (default), subset, …
 	@$(RUN) paper.profile $(if $(filter quick,$(PROFILE)),params.yaml,$(wildcard profiles/$(PROFILE)/params.yaml))
 ifdef SIDE_$(PROFILE)
