@@ -56,7 +56,7 @@ ifdef SIDE_$(PROFILE)
 	done
 endif
 	$(RUN) dvc repro $(PIPELINE)
-	$(RUN) paper.reproduction $(if $(filter beyond,$(PROFILE)),subset,$(PROFILE))
+	$(RUN) paper.reproduction $(PROFILE)
 
 stale: $(READY)  ## list the stages whose committed results are not of this code; nothing where all are
 	@$(RUN) paper.prove --list

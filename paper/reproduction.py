@@ -2,9 +2,9 @@
 
     python -m paper.reproduction quick
 
-compares every number of results/<profile> in the last commit with the file as it is now, except what depends on the
-machine (timing/, benchmark.json, notebooks, proofs and the tables that are made from these). It prints the report and
-writes its counts to results/<profile>/reproduction.json.
+compares every number that the profile's stages have written, as the last commit holds it, with the file as it is now,
+except what depends on the machine (timing/, benchmark.json, notebooks, proofs and the tables that are made from these).
+It prints the report and writes its counts to results/<profile>/reproduction.json.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
+from ruamel.yaml import YAML
+
 from kwslib.io import KwsError, cli, write_json
 from kwslib.machine import machine
 from paper.facts import flat
@@ -28,11 +30,13 @@ PER_MACHINE = (
     "notebooks/",
     "proofs/",
     "tables/",
+    "wake_words/",
     "comparisons.json",
     "reproduction.json",
     "trials.md",
     "beyond/",
 )
+CLOCKS = ("training.resumed", "cpu_s_per_s", "speaking_s", "training_s")  # how often it was killed, how long it took
 # Another processor rounds differently, and training amplifies it: these differences are expected there, and no more.
 SHARES, POINTS, RELATIVE = ("accuracy", "interval", "f1", "precision", "recall"), 0.05, 0.25
 TOLERANCE = (
@@ -47,7 +51,7 @@ def numbers(name, text):
         found = {f"{i}.{key}": float(value) for i, row in enumerate(rows, 1) for key, value in row.items() if value}
     else:
         found = flat(json.loads(text), lists=True)
-    kept = {key: v for key, v in found.items() if not key.endswith("training.resumed")}  # how often it was killed
+    kept = {key: v for key, v in found.items() if not key.endswith(CLOCKS)}
     return {key: v for key, v in kept.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
@@ -62,12 +66,18 @@ def judge(path, old, new):
     return "within tolerance" if math.isclose(old, new, rel_tol=RELATIVE) else "different"
 
 
-def committed(folder, root="."):
-    """{name: text} of the result files of a folder in the last commit, without those that depend on the machine."""
-    listed = git(root, "ls-tree", "-r", "--name-only", "HEAD", "--", folder).splitlines()
-    kept = [
-        n for n in listed if n.endswith((".json", ".csv")) and not n.removeprefix(f"{folder}/").startswith(PER_MACHINE)
-    ]
+def committed(profile, root="."):
+    """{name: text} of the result files of a profile in the last commit, without those that depend on the machine: what
+    its lock names as outputs, or all of its folder where nothing is locked."""
+    listed = git(root, "ls-tree", "-r", "--name-only", "HEAD").splitlines()
+    lock, outs = "dvc.lock" if profile == "quick" else f"profiles/{profile}/dvc.lock", [f"results/{profile}"]
+    if lock in listed:
+        stages = YAML(typ="safe").load(git(root, "show", f"HEAD:{lock}"))["stages"]
+        outs = [out["path"] for stage in stages.values() for out in stage.get("outs", ())]
+    inside = tuple(f"{out}/" for out in outs)
+    kept = [n for n in listed if n in outs or n.startswith(inside)]
+    kept = [n for n in kept if n.startswith("results/") and n.endswith((".json", ".csv"))]
+    kept = [n for n in kept if not any(f"/{part}" in n for part in PER_MACHINE)]
     return {name: git(root, "show", f"HEAD:{name}") for name in kept}
 
 
@@ -81,7 +91,7 @@ def git(root, *arguments):
 def compare(profile, root="."):
     """The report of a profile: counts, number of files, and what moved as [(file, path, committed, now, verdict)];
     None where the repository holds no results of it."""
-    old = committed(f"results/{profile}", root)
+    old = committed(profile, root)
     if not old:
         return None
     counts, moved = Counter({"identical": 0, "within tolerance": 0, "different": 0}), []

@@ -150,6 +150,22 @@ def test_what_moved_is_named_with_its_distance(repository):
     )
 
 
+def test_what_a_rerun_is_compared_with_is_what_the_lock_names(repository):
+    """Not its folder: a profile may write elsewhere, and others into its folder. Clocks are not compared."""
+    for name, text in (("mine/elsewhere.json", '{"misses": 1, "training_s": 9}'), ("away/a.json", '{"n": 1}')):
+        (repository / "results" / name).parent.mkdir(exist_ok=True)
+        (repository / "results" / name).write_text(text)
+    lock = repository / "profiles/mine/dvc.lock"
+    lock.parent.mkdir(parents=True)
+    outs = [{"path": path} for path in ("data/mine", "results/mine/elsewhere.json", "results/away")]
+    lock.write_text(json.dumps({"schema": "2.0", "stages": {"a": {"outs": outs}, "b": {"cmd": "true"}}}))
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", "a lock")
+    (repository / "results/away/a.json").write_text('{"n": 2}')
+    found = reproduction.compare("mine", repository)
+    assert found["counts"] == {"identical": 1, "within tolerance": 0, "different": 1} and found["files"] == 2
+
+
 def test_a_profile_without_committed_results_is_said_to_have_none(repository):
     assert reproduction.compare("other", repository) is None
 

@@ -56,8 +56,8 @@ def tried_table(results, c):
         "threshold for 0.5 false alarms an hour. Heard before: what half of the batches hear before the window, for "
         "the carried state. The test was read for each, and the next recipe was made after that: it is a test of "
         "development. When the first two were made, synthetic voices said words of the corpus, too, in training and "
-        "in sentences, and each sentence was heard by itself: their thresholds, misses and false alarms an hour are too "
-        "low to be compared with the last."
+        "in sentences, and each sentence was heard by itself: their thresholds, misses and false alarms an hour are "
+        "too low to be compared with the last."
     )
 
 
