@@ -46,6 +46,8 @@ SIDE_subset := 'train|again'
 SIDE_long := 'train'
 SIDE_commands := 'train'
 SIDE_spot := 'measure|words' 'rivals|takes'
+# Its chapters also read what profiles/tried and profiles/detectors wrote, which is not repeated.
+ONLY_spot := --single-item
 repro: profile $(READY)  ## repeat the runs, tables and figures, and report what was reproduced: PROFILE=quick (default), subset, …
 	@$(RUN) paper.profile $(if $(filter quick,$(PROFILE)),params.yaml,$(wildcard profiles/$(PROFILE)/params.yaml))
 ifdef SIDE_$(PROFILE)
@@ -55,7 +57,7 @@ ifdef SIDE_$(PROFILE)
 			xargs -I {} -P $(JOBS) env OMP_NUM_THREADS=1 $(RUN) dvc repro --single-item $(PIPELINE):{} || exit 1; \
 	done
 endif
-	$(RUN) dvc repro $(PIPELINE)
+	$(RUN) dvc repro $(ONLY_$(PROFILE)) $(PIPELINE)
 	$(RUN) paper.reproduction $(PROFILE)
 
 stale: $(READY)  ## list the stages whose committed results are not of this code; nothing where all are

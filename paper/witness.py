@@ -106,7 +106,8 @@ def few(path):
     corpus.splits = np.where(dropped, "left out", corpus.splits)
     return corpus
 def short(self, split):
-    return {kind: lambda make=make: [w[:320_000] for w in make()[:10]] for kind, make in ordinary(self, split).items()}
+    kinds = ordinary(self, split).items()
+    return {kind: lambda make=make: [w[:320_000] for w in [*make()][:10]] for kind, make in kinds}
 false_alarms.load_corpus, false_alarms.Measure.waves = few, short
 false_alarms.main()
 """
