@@ -231,7 +231,7 @@ def test_the_shipped_wake_words_are_those_that_were_judged(wake, root):
 @pytest.mark.parametrize("kind", ["silence", "white", "pink", "brown", "tones"])
 @pytest.mark.parametrize("name, modes", [("shipped", ["windows", "carried"]), ("wake", ["windows"])])
 def test_what_is_no_speech_gives_nothing(name, modes, kind, request):
-    """In the modes that the detector was trained for: wake words hear windows alone. Tones by windows, the default: with
+    """In the modes that the detector was trained for: wake words hear windows alone. Tones by windows: with
     carried state they are "go" once in these ten seconds, at the threshold for half an alarm an hour, too."""
     spotter = request.getfixturevalue(name)
     for mode in modes if kind != "tones" else ["windows"]:
