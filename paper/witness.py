@@ -96,6 +96,7 @@ def measured(tree, speech, corpus):
 
 
 MEASURE = """
+from itertools import islice
 import numpy as np
 from paper.spotting import false_alarms
 whole, ordinary = false_alarms.load_corpus, false_alarms.Measure.waves
@@ -107,7 +108,7 @@ def few(path):
     return corpus
 def short(self, split):
     kinds = ordinary(self, split).items()
-    return {kind: lambda make=make: [w[:320_000] for w in [*make()][:10]] for kind, make in kinds}
+    return {kind: lambda make=make: [w[:320_000] for w in islice(make(), 10)] for kind, make in kinds}
 false_alarms.load_corpus, false_alarms.Measure.waves = few, short
 false_alarms.main()
 """
