@@ -8,8 +8,7 @@ import numpy as np
 from pandas import DataFrame
 
 from kwslib.io import read_json
-from paper.spotting.counts import MANY, confused
-from paper.spotting.false_alarms import MODES
+from paper.spotting.counts import MANY, MODES, confused
 from paper.writing import reached
 
 RATES = ("0.5", "1.0", "2.0")
@@ -241,8 +240,8 @@ def findings(found):
         f"{sum(said.values())} in these, {said[often]} are “{often}”.",
         f"- {each:.0f} of 1,000 confusable words that never trained are taken for a command there "
         f"(target: 20, {reached(each, TARGETS['per_1000'])}; n = {total:,}).",
-        f"- The misses with carried state, at thresholds of its own, differ from those of windows by at most {gap:.1f} points (target: 1, "
-        f"{reached(gap, TARGETS['carried'])}); there it had {state['per_hour']:.2f} {between(state['interval'])} false "
+        "- The misses with carried state, at thresholds of its own, differ from those of windows by at most "
+        f"{gap:.1f} points (target: 1, {reached(gap, TARGETS['carried'])}); there it had {state['per_hour']:.2f} {between(state['interval'])} false "
         "alarms an hour.",
         *day,
     ])  # fmt: skip

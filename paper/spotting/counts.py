@@ -14,6 +14,7 @@ from kwslib.wake import report
 from paper.spotting.commands import span
 
 MANY = 20  # clips of a word, at least, for its share of mistakes to be told
+MODES = {"windows": "", "carried": "_carried"}  # ways to listen, and how the keys of their results end
 NEVER_MET = ("words left out", "near words")  # groups of confusable words
 
 

@@ -28,7 +28,19 @@ from kwslib.models.ensemble import members_of
 from kwslib.spotter import load
 from kwslib.wake import report, voices
 from paper.spotting.commands import COMMANDS, HELD_FLITE, HELD_WORDS, near_words, together, words_for
-from paper.spotting.counts import Heard, alarms, beside, by_word, delays, hits, missed_at, per_thousand, pooled, rate_at
+from paper.spotting.counts import (
+    MODES,
+    Heard,
+    alarms,
+    beside,
+    by_word,
+    delays,
+    hits,
+    missed_at,
+    per_thousand,
+    pooled,
+    rate_at,
+)
 from paper.spotting.streams import joined, kept, make_stream, noise_bed, sentences
 from paper.spotting.wake import recordings
 
@@ -41,7 +53,6 @@ RESTS = (
     2.2,
 )  # seconds without a second event of a word, the first with at most 5 repeats in 1,000 words
 PIECE = 60 * SAMPLE_RATE  # samples fed at a time
-MODES = {"windows": "", "carried": "_carried"}  # the end of a key of the results
 CONDITIONS = [  # name, dB of the words above the noise, way to listen
     ("clean", (40.0, 40.0), "windows"), ("clean", (40.0, 40.0), "carried"), ("noise", (5.0, 15.0), "windows"),
 ]  # fmt: skip
