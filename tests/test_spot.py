@@ -219,7 +219,7 @@ def test_the_shipped_wake_words_are_those_that_were_judged(wake, root):
     """Their card, what `pretrained` lists, and the run's file tell the same."""
     entry = {m.name: m for m in kwslib.pretrained()}["wake_words"]
     run, text = read_json(root / "results/spot/example.json"), (root / "kwslib/pretrained/wake_words.md").read_text()
-    limits, at = wake.card["detector"]["thresholds"], run["clean"]["at_card_rule"]["1"]
+    limits, at = wake.card["detector"]["thresholds"], run["clean"]["at_card_thresholds"]["1"]
     assert wake.labels == entry.words == list(run["n"]) and entry.n == sum(run["n"].values())
     heard = sum(n * (1 - at[word]["misses"]) for word, n in run["n"].items())
     assert entry.accuracy == pytest.approx(heard / entry.n)

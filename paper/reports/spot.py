@@ -241,7 +241,7 @@ def findings(found):
         f"- {each:.0f} of 1,000 confusable words that never trained are taken for a command there "
         f"(target: 20, {reached(each, TARGETS['per_1000'])}; n = {total:,}).",
         "- The misses with carried state, at thresholds of its own, differ from those of windows by at most "
-        f"{gap:.1f} points (target: 1, {reached(gap, TARGETS['carried'])}); there it had {state['per_hour']:.2f} {between(state['interval'])} false "
-        "alarms an hour.",
+        f"{gap:.1f} points (target: 1, {reached(gap, TARGETS['carried'])}); there it had {state['per_hour']:.2f} "
+        f"{between(state['interval'])} false alarms an hour.",
         *day,
     ])  # fmt: skip
