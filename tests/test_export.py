@@ -138,12 +138,16 @@ def test_at_once_is_the_clip_while_it_is_no_longer_than_a_second(name, members):
 
 
 @pytest.mark.parametrize(
-    "name, members", [("mamba_light", 1), ("mamba_light", 2), ("mamba_mel_small", 1), ("mamba_mfcc_small", 1)]
+    "name, members, restart",
+    [("mamba_light", 1, 0), ("mamba_light", 2, 1.0), ("mamba_mel_small", 1, 0), ("mamba_mfcc_small", 1, 1.2)],
 )
-def test_a_stream_in_chunks_is_the_wave_at_once(tmp_path, name, members):
-    """Over four seconds, of which the first is a second of nothing: borders, states, floors and the mean are right."""
+def test_a_stream_in_chunks_is_the_wave_at_once(tmp_path, name, members, restart):
+    """Over four seconds, of which the first is a second of nothing: borders, states, floors and the mean are right;
+    also those of two states that start anew in turn."""
     features = {"n_mels": 128, "n_mfcc": 40} if name != "mamba_light" else None
     model = spotter(name, features, options={"n_layers": 2, "d_model": 32, "members": members})
+    if restart:
+        model.card["detector"] = {"carried": {"restart_s": restart}}
     card = export(model, tmp_path / "model.onnx", streaming=True)
     wave = torch.cat([torch.zeros(1, 16_000), noise(1, 48_000) * torch.logspace(-4, 1, 48_000)], 1)
     right = stream.at_once(model, wave)[0].numpy()

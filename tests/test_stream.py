@@ -170,6 +170,33 @@ def test_decisions_may_come_faster_than_frames():
     np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-5)
 
 
+def test_two_states_take_turns():
+    """With restart_s, every decision is that of a stream that began between once and twice as many seconds before."""
+    spotter = a_spotter("mamba_light", {"smooth": 1, "carried": {"restart_s": 1.0}}, **LOG)
+    wave = sound(5.0)
+    times, scores, _ = fed(spotter.stream(mode="carried"), wave, 16000, [16000, 777, 3200])
+    before, after = spotter.stream(mode="carried"), spotter.stream(mode="carried")
+    before.feed(wave[:40_000])
+    after.load_state_dict(before.state_dict())
+    np.testing.assert_array_equal(fed(after, wave[40_000:], 16000, [999])[1], scores[-25:])
+    del spotter.card["detector"]["carried"]
+    plain = fed(spotter.stream(mode="carried"), wave, 16000, [1280])[1]
+    assert np.abs(scores[:11] - plain[:11]).max() < 1e-5 < 1e-3 < np.abs(scores[11:] - plain[11:]).max()
+    for begin in (1, 2, 3):  # the convolutions go on over a start: a second later nothing is left of that
+        late = fed(spotter.stream(mode="carried"), wave[16000 * begin :], 16000, [1280])
+        at = np.isin(np.round(times, 1), np.round(late[0] + begin, 1)) & (times > begin + 1.05) & (times < begin + 2.05)
+        own = late[1][np.isin(np.round(late[0] + begin, 1), np.round(times[at], 1))]
+        assert at.sum() == 10
+        np.testing.assert_allclose(scores[at], own, atol=0.05)
+    for wrong, words in (
+        (0.5, "restart_s is 0.5; a state hears a window of 1 s"),
+        ("no", "carried.restart_s is wrong"),
+    ):
+        spotter.card["detector"]["carried"] = {"restart_s": wrong}
+        with pytest.raises(KwsError, match=words):
+            spotter.stream(mode="carried")
+
+
 # -- state
 
 

@@ -6,6 +6,9 @@ the Mamba blocks and the frames of the last window; so each frame is computed on
 
 The scores are of mode "carried" of kwslib.listening.stream, at times that the strides of the convolutions choose."""
 
+import math
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,6 +16,7 @@ from torch import nn
 from kwslib.data.features import WaveToSpec
 from kwslib.export.graph import Spectrum, levels, probabilities, window_of
 from kwslib.io import SAMPLE_RATE, KwsError
+from kwslib.listening.stream import rule
 from kwslib.models.ensemble import members_of
 from kwslib.models.layers import Carried
 
@@ -23,13 +27,14 @@ SILENT = 100.0  # dB below full scale: the least that `levels` gives
 class Tape:
     """The state (B, S), read and written from its first number to its last; None stands for zeros of one stream.
 
-    age (B, 1): chunks before this one. first: which position of the stream a layer's first frame of chunk 0 has; below
-    zero are those that lie before the stream, as every layer looks ahead."""
+    age (B, 1): chunks before this one; after a million of them `period` less, so that it stays exact. first: which
+    position of the stream a layer's first frame of chunk 0 has; below zero are those that lie before the stream, as
+    every layer looks ahead."""
 
-    def __init__(self, state):
+    def __init__(self, state, period=1):
         self.state, self.at, self.kept, self.first = state, 0, [], 0
         self.age = self.take(1)
-        self.keep((self.age + 1).clamp_max(1e6))
+        self.keep(self.age + 1 - (self.age >= 1e6) * float(period))
 
     def take(self, *shape):
         size, start = torch.Size(shape).numel(), self.at
@@ -92,6 +97,8 @@ class StreamGraph(nn.Module):
         self.mean, self.span = round(window / self.step), front.frames(window)  # frames of blocks and of features in it
         self.frames = max(1, round(HOP / self.step))  # of the blocks, in a chunk
         self.chunk, self.delay = self.frames * self.step, 0
+        restart = rule(spotter.card, "carried")["restart_s"] * SAMPLE_RATE
+        self.restart = math.ceil(restart / self.chunk)  # chunks until the next of two states starts anew; 0: never
         with torch.no_grad():
             self._run(torch.zeros(1, self.chunk), tape := Tape(None))
             # so that a chunk's frames lie all before the stream or all in it: the blocks then start with its first
@@ -100,7 +107,7 @@ class StreamGraph(nn.Module):
         self.size, self.first = tape.at, tape.first
 
     def forward(self, chunk, state):
-        logits = self._run(chunk, tape := Tape(state))
+        logits = self._run(chunk, tape := Tape(state, 2 * self.restart or 1))
         return logits, probabilities(logits, self.detector), torch.cat(tape.kept, 1)
 
     def _run(self, chunk, tape):
@@ -117,16 +124,27 @@ class StreamGraph(nn.Module):
             x = x * tape.valid(x.shape[2])[:, None, :, None]
             x = layer(tape.join(x, tape.border(kernel, stride, padding), 2))
         x = member.frontend.project(x.permute(0, 2, 1, 3).flatten(2))
+        if not self.restart:
+            return member.head.classify(self._mean(member, x, tape))
+        clock = tape.age + tape.first / self.frames  # chunks before this one of what the blocks hear
+        turn, begins = (clock / self.restart).floor() % 2, (clock % self.restart == 0) & (clock > 0)
+        means = [self._mean(member, x, tape, 1 - (begins & (turn != lane)).float()) for lane in (0, 1)]
+        return member.head.classify(torch.where(turn == 1, means[1], means[0]))
+
+    def _mean(self, member, x, tape, goes_on=None):
+        """(B, d): the mean of the window's frames, by blocks whose state is zero before the stream, and where it does
+        not go on (B, 1)."""
         alive = (tape.age * self.frames + tape.first >= 0).float()
         for block in member.blocks:
             mixer = block.mixer
-            state = tape.take(mixer.d_conv - 1, mixer.d_inner), tape.take(mixer.d_inner, mixer.d_state)
+            state = [tape.take(mixer.d_conv - 1, mixer.d_inner), tape.take(mixer.d_inner, mixer.d_state)]
+            if goes_on is not None:
+                state = [s * goes_on[..., None] for s in state]
             x, (past, h) = block(x, state, True)
             tape.keep(past * alive[..., None])
             tape.keep(h * alive[..., None])
         x = tape.join(member.head.norm(x) * tape.valid(self.frames)[..., None], self.mean - self.frames)
-        heard = (tape.age * self.frames + tape.first + self.frames).clamp(1, self.mean)
-        return member.head.classify(x.sum(1) / heard)
+        return x.sum(1) / (tape.age * self.frames + tape.first + self.frames).clamp(1, self.mean)
 
     def _features(self, chunk, tape):
         front, padding = self.front, self.front.n_fft // 2 if self.front.center else 0
@@ -153,11 +171,29 @@ def at_once(spotter, waves):
         x = torch.maximum(x, peaks[..., None] - front.top_db)
     x, logits = spotter.normalise(x if front.kind == "mel" else x @ front.dct), []
     for member in graph.members:
-        y, _ = member.frontend(x, None)
-        for block in member.blocks:
-            y = block(y)
-        total = F.pad(member.head.norm(y).double().cumsum(1), (0, 0, 1, 0))
-        ends = torch.arange(1, total.shape[1])
-        starts = (ends - mean).clamp_min(0)
-        logits.append(member.head.classify(((total[:, ends] - total[:, starts]) / (ends - starts)[:, None]).float()))
+        means = [mean_of_last(frames, mean) for frames in of_states(member, x, graph.restart * graph.frames)]
+        turn = torch.arange(means[0].shape[1]) // (graph.restart * graph.frames or means[0].shape[1]) % 2
+        logits.append(member.head.classify(torch.where(turn[:, None] == 1, means[-1], means[0])))
     return sum(logits) / len(logits)
+
+
+def of_states(member, x, every):
+    """Features (B, N, F) -> a list of frames (B, T, d): those of one state, or, where the next of two starts anew after
+    `every` frames, of both."""
+    x, _ = member.frontend(x, None)
+    cuts = [[0, *range(first, x.shape[1], 2 * every), x.shape[1]] for first in (every, 2 * every) if every]
+    found = []
+    for each in cuts or [[0, x.shape[1]]]:
+        parts = [x[:, a:b] for a, b in pairwise(each)]
+        for block in member.blocks:
+            parts = [block(part) for part in parts]
+        found.append(member.head.norm(torch.cat(parts, 1)))
+    return found
+
+
+def mean_of_last(frames, count):
+    """Each frame's mean with the `count` - 1 before it, or as many as there are, of (B, T, d)."""
+    total = F.pad(frames.double().cumsum(1), (0, 0, 1, 0))
+    ends = torch.arange(1, total.shape[1])
+    starts = (ends - count).clamp_min(0)
+    return ((total[:, ends] - total[:, starts]) / (ends - starts)[:, None]).float()

@@ -7,17 +7,19 @@ import torch
 from torch.nn.functional import pad
 
 from kwslib.data.features import WaveToSpec
-from kwslib.io import KwsError
+from kwslib.io import SAMPLE_RATE, KwsError
 from kwslib.listening.windows import BATCH
 from kwslib.models.ensemble import members_of
 from kwslib.models.layers import Carried, undropped
 
 
 class Ear:
-    """Samples at 16 kHz (n,) -> logits of the decisions that they complete: `hear`. missing: samples until the next."""
+    """Samples at 16 kHz (n,) -> logits of the decisions that they complete: `hear`. missing: samples until the next.
+    window, step, restart: in samples; see kwslib/listening/stream.py."""
 
-    def __init__(self, spotter, window, step):
+    def __init__(self, spotter, window, step, restart=0):
         self.spotter, self.window, self.step, front = spotter, window, step, spotter.frontend
+        self.restart = restart
         self.half = front.n_fft // 2 if front.center else 0  # samples that frame 0 reaches before the start
         self.plain = WaveToSpec(**front.options | {"center": False}).to(spotter.device)  # frames inside the samples
         self.nothing = torch.zeros(0, len(spotter.labels), device=spotter.device)
@@ -46,9 +48,9 @@ class Windows(Ear):
 
     kept = "held", "power"
 
-    def __init__(self, spotter, window, step):
-        super().__init__(spotter, window, step)
-        front = spotter.frontend
+    def __init__(self, *how):
+        super().__init__(*how)
+        front, window, step = self.spotter.frontend, self.window, self.step
         self.frames, hop = front.frames(window), front.hop_length
         self.first = -(-self.half // hop)  # frames from here on lie inside the window
         self.inside = (window + self.half - front.n_fft) // hop + 1 - self.first
@@ -96,13 +98,20 @@ class Windows(Ear):
 class Once(Ear):
     """Every frame once, decision by decision, so that chunks change nothing at all. held: the samples from the next
     frame on. loud: the loudest value of each of the last frames. frames: the model's last, as its head averages them,
-    of an ensemble's members side by side. model: what its layers carry, of each member."""
+    of an ensemble's members side by side. model: what its layers carry, of each member.
 
-    kept = "held", "loud", "frames"
+    With `restart`, two states of the blocks take turns: the one that has heard twice `restart` is set to zeros, and the
+    other, which has heard `restart`, is listened to. turn: (which one, samples since)."""
 
-    def __init__(self, spotter, window, step):
-        super().__init__(spotter, window, step)
-        members = members_of(spotter.model)
+    kept = "held", "loud", "frames", "turn"
+
+    def __init__(self, spotter, window, step, restart=0):
+        super().__init__(spotter, window, step, restart)
+        members, self.lanes = members_of(spotter.model), 2 if restart else 1
+        if 0 < restart < window:
+            raise KwsError(
+                f"restart_s is {restart / SAMPLE_RATE:g}; a state hears a window of {window / SAMPLE_RATE:g} s"
+            )
         if not all(map(Carried.fits, members)) or spotter.normalise.kind == "clip":
             raise KwsError(f"model {spotter.card['model']} carries no state; listen with mode windows")
         self.span = spotter.frontend.frames(window)  # frames of features in a window
@@ -118,7 +127,8 @@ class Once(Ear):
     def reset(self):
         self.missing, self.model = self.window, None
         self.held = self.nothing.new_zeros(self.half)
-        self.loud, self.frames = self.held.new_zeros(0), self.held.new_zeros(1, 0, self.width)
+        self.loud, self.frames = self.held.new_zeros(0), self.held.new_zeros(self.lanes, 0, self.width)
+        self.turn = torch.tensor([0, self.window - self.step])
 
     def hear(self, wave):
         found = [self.nothing]
@@ -129,19 +139,31 @@ class Once(Ear):
         return torch.cat(found)
 
     def decide(self, wave):
+        lane = self.next_turn()
         wave = torch.cat([self.held, wave])
         power = self.powers(wave)
         self.held = wave[len(power) * self.plain.hop_length :]
         if len(power):
             frames = self.modelled(self.spotter.normalise(self.features(power)))
             self.frames = torch.cat([self.frames, frames], 1)[:, -self.mean :]
-        means = self.frames.mean(1).chunk(len(self.heads), 1)
+        means = self.frames[lane : lane + 1].mean(1).chunk(len(self.heads), 1)
         return (sum(head(mean) for head, mean in zip(self.heads, means)) / len(means)).float()
 
+    def next_turn(self):
+        """Which state is listened to for the next decision; the one that was may start anew."""
+        lane, since = self.turn.tolist()
+        if self.restart and since >= self.restart:
+            for carry, own in zip(self.carry, self.model or ()):
+                for state in own[len(carry.layers) :]:  # those before it are of the convolutions
+                    state[lane] = 0
+            lane, since = 1 - lane, 0
+        self.turn = torch.tensor([lane, since + self.step])
+        return lane
+
     def modelled(self, x):
-        """The next features (n, F) -> frames of all members (1, t, width)."""
-        states = self.model or [None] * len(self.carry)
-        frames, self.model = zip(*(carry(x[None], state) for carry, state in zip(self.carry, states)))
+        """The next features (n, F) -> frames of all members (lanes, t, width)."""
+        states, x = self.model or [None] * len(self.carry), x.repeat(self.lanes, 1, 1)
+        frames, self.model = zip(*(carry(x, state) for carry, state in zip(self.carry, states)))
         return torch.cat(frames, 2)
 
     def features(self, power):

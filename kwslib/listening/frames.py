@@ -86,7 +86,7 @@ def _blocks(x, norm, into, into_bias, conv, conv_bias, split, step, step_bias, d
 
 
 class Compiled(Carried):
-    """The same, its blocks compiled; weights are copied. The state of all blocks is two tensors."""
+    """The same, its blocks compiled; weights are copied. The state of all blocks is two tensors, (B, blocks, …)."""
 
     def __init__(self, model):
         super().__init__(model)
@@ -111,6 +111,7 @@ class Compiled(Carried):
         self.norm = np.empty(m.out_proj.out_features, np.float32)
 
     def blocks(self, x, state):
-        past, h = (s.clone() for s in state) if state else map(torch.zeros, self.shapes)
-        _blocks(x[0].numpy(), self.norm, *self.weights, past.numpy(), h.numpy())
+        past, h = (s.clone() for s in state) if state else (torch.zeros(len(x), *shape) for shape in self.shapes)
+        for row in zip(x.numpy(), past.numpy(), h.numpy()):
+            _blocks(row[0], self.norm, *self.weights, *row[1:])
         return x, [past, h]

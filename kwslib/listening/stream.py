@@ -9,15 +9,16 @@ Two ways to listen, with the same times and the same rules for an event:
            floor and the model are not shared.
 "carried"  the model hears each frame once: convolutions keep their borders and Mamba blocks their state (Gu & Dao 2023,
            section 3.3.2), and the head averages over the last window_s. A fraction of the work; scores are close to
-           those of windows, not equal, as the blocks remember more than a window. A floor of features in dB lies below
-           the loudest frame of the last window_s."""
+           those of windows, not equal, as the blocks remember more than a window. With restart_s, two states take
+           turns, so that none remembers more than twice that. A floor of features in dB lies below the loudest frame
+           of the last window_s."""
 
 import math
 from collections import namedtuple
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from kwslib.card import Detector
 from kwslib.data.audio import check_rate, to_mono
@@ -51,8 +52,8 @@ class Stream:
             raise KwsError(f"mode {self.mode!r} is not known; choose one of {', '.join(EARS)}")
         how = rule(spotter.card, self.mode)
         self.smooth = how["smooth"]
-        self.window, self.step, self.rest = (
-            round(how[key] * SAMPLE_RATE) for key in ("window_s", "hop_s", "refractory_s")
+        self.window, self.step, restart, self.rest = (
+            round(how[key] * SAMPLE_RATE) for key in ("window_s", "hop_s", "restart_s", "refractory_s")
         )
         if not 0 < self.step <= self.window:
             raise KwsError(f"hop_s is {how['hop_s']} and window_s {how['window_s']}; a hop is within a window")
@@ -61,7 +62,7 @@ class Stream:
                 raise KwsError(f"the card's thresholds are for mode {meant[0]}; give one of your own for {self.mode}")
             threshold = threshold_of(how, alarms_per_hour)
         self.thresholds = per_label(threshold, spotter.labels)
-        self.ear = EARS[self.mode](spotter, self.window, self.step)
+        self.ear = EARS[self.mode](spotter, self.window, self.step, restart)
         self.reset()
 
     def reset(self):
@@ -178,17 +179,23 @@ class Stream:
         self.chunks, self.fresh = ([own["waiting"].numpy()], len(own["waiting"])) if len(own["waiting"]) else ([], 0)
 
 
+class OfMode(Detector):
+    """What a card's detector may say of one mode."""
+
+    restart_s: float = Field(0.0, ge=0, le=60)  # of the carried state; 0: never
+
+
 def rule(card, mode):
     """How a model listens in a mode, a dict: what its card's `detector` says under the mode's name, as in {"carried":
     {"smooth": 3, "thresholds": …}}, else what it says, else LISTENING and CLASSIFIER. Raises KwsError."""
     detector = card.get("detector", {})
     try:
-        own = Detector.model_validate(detector.get(mode, {})).model_dump(exclude_unset=True)
+        own = OfMode.model_validate(detector.get(mode, {})).model_dump(exclude_unset=True)
     except ValidationError as e:
         first = e.errors()[0]
         at = ".".join(map(str, ("detector", mode, *first["loc"])))
         raise KwsError(f"the card's {at} is wrong ({first['msg']}); take the card that came with the model") from None
-    return LISTENING | CLASSIFIER | detector | own
+    return LISTENING | CLASSIFIER | {"restart_s": 0.0} | detector | own
 
 
 def threshold_of(how, alarms_per_hour):
