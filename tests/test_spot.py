@@ -142,10 +142,16 @@ def test_several_processes_hear_what_one_does(shipped):
 
 
 def test_the_cards_thresholds_are_of_each_word():
-    chosen = {"limits": {"0.5": 2.0, "1.0": 1.0}, "offsets": np.arange(8.0), "smooth": 3, "refractory_s": 1.8}
+    chosen = {
+        "limits": {"0.5": 2.0, "1.0": 1.0},
+        "offsets": np.arange(8.0),
+        "smooth": 3,
+        "refractory_s": 1.8,
+        "restart_s": 1.5,
+    }
     found = card_rule(chosen)
     assert list(found["thresholds"]) == ["0.5", "1"] and found["thresholds"]["1"][COMMANDS[3]] == 4.0
-    assert (found["smooth"], found["refractory_s"]) == (3, 1.8)
+    assert (found["smooth"], found["refractory_s"], found["restart_s"]) == (3, 1.8, 1.5)
 
 
 class Scripted(Engine):

@@ -84,7 +84,8 @@ def spot_tables(found):
         "choices": (
             choices_table(c),
             "What was tried on validation, for each mode by itself: how many decisions a score is the mean of, one "
-            f"threshold or one for each word. Misses in %, n = {c['chosen']['n']:,} keywords; "
+            "threshold or one for each word, and whether carried state starts anew, two states in turn. Misses in %, "
+            f"n = {c['chosen']['n']:,} keywords; "
             f"{c['chosen']['hours']:.2f} h without keywords. Words heard twice per 1,000, by the seconds without a "
             f"second event: windows {rests(c['chosen'])}; carried {rests(c['chosen_carried'])}.",
         ),
@@ -160,7 +161,8 @@ def confusable_table(c):
 def choices_table(c):
     return DataFrame(
         {
-            "listening": mode, "mean of": str(x["smooth"]), "threshold": x["threshold"],
+            "listening": mode + (f", anew after {x['restart_s']:g} s" if x["restart_s"] else ""),
+            "mean of": str(x["smooth"]), "threshold": x["threshold"],
             **{f"missed at {float(r):g}/h": f"{100 * x['misses'][r]:.1f}" for r in RATES},
             "chosen": "yes" if all(c["chosen" + end][k] == v for k, v in x.items()) else "",
         }

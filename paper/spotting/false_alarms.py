@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import zlib
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from kwslib.checkpoint import save_checkpoint
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import noise_of
 from kwslib.io import SAMPLE_RATE, cli, write_json
+from kwslib.listening.stream import rule
 from kwslib.models.ensemble import members_of
 from kwslib.spotter import load
 from kwslib.wake import report, voices
@@ -46,22 +48,26 @@ from paper.spotting.wake import recordings
 
 RATES = (0.5, 1.0, 2.0)  # false alarms an hour of ordinary speech, all words together
 SMOOTHS = (1, 2, 3, 5)  # windows that a score is the mean of, tried on validation
+RESTARTS = {"windows": (0.0,), "carried": (0.0, 1.5)}  # restart_s, tried on validation
 RESTS = (
     1.0,
     1.4,
     1.8,
     2.2,
 )  # seconds without a second event of a word, the first with at most 5 repeats in 1,000 words
+CHOSEN = ("restart_s", "smooth", "offsets", "limits")
 PIECE = 60 * SAMPLE_RATE  # samples fed at a time
 CONDITIONS = [  # name, dB of the words above the noise, way to listen
     ("clean", (40.0, 40.0), "windows"), ("clean", (40.0, 40.0), "carried"), ("noise", (5.0, 15.0), "windows"),
 ]  # fmt: skip
 
 
-def hear(spotter, waves, mode="windows"):
-    """Heard of int16 or float32 waves, through the stream object that an application uses."""
+def hear(spotter, waves, mode="windows", restart=None):
+    """Heard of int16 or float32 waves, through the stream object that an application uses. restart: as restart_s of the
+    card's detector; None: what that says."""
     found, before = Heard(), spotter.card["detector"]
-    spotter.card["detector"] = before | {"smooth": 1, mode: {}}
+    restart = rule(spotter.card, mode)["restart_s"] if restart is None else restart
+    spotter.card["detector"] = before | {"smooth": 1, mode: {"restart_s": restart}}
     try:
         stream = spotter.stream(mode=mode, threshold=math.inf)
         for wave in waves:
@@ -89,10 +95,10 @@ class Measure:
         self.cache /= digest.hexdigest()[:12]  # another detector's scores are not taken for this one's
         self.cache.mkdir(parents=True, exist_ok=True)
 
-    def heard(self, name, waves, mode="windows"):
+    def heard(self, name, waves, mode="windows", restart=0.0):
         """Heard of what `waves()` gives, or of the file that an earlier run left."""
-        path = self.cache / f"{name}-{mode}.pickle"
-        return kept(path, lambda: hear(self.spotter, waves(), mode))
+        path = self.cache / f"{name}-{mode}{f'-{restart:g}s' if restart else ''}.pickle"
+        return kept(path, lambda: hear(self.spotter, waves(), mode, restart))
 
     def said(self, name, texts, make):
         """Synthetic speech of these texts, for every detector: what `make` gives, or an earlier run's file."""
@@ -131,10 +137,10 @@ class Measure:
 
         return {"running speech": running, "sentences": spoken, "noise": bed}
 
-    def ordinary(self, split, mode="windows"):
+    def ordinary(self, split, *how):
         """{kind: Heard} of `waves`."""
         names = {"running speech": "speech", "sentences": f"{self.hours:g}h-of-sentences", "noise": "noise"}
-        return {kind: self.heard(f"{split}-{names[kind]}", waves, mode) for kind, waves in self.waves(split).items()}
+        return {kind: self.heard(f"{split}-{names[kind]}", waves, *how) for kind, waves in self.waves(split).items()}
 
     def confusable(self):
         """{group: (Heard, words)} of isolated words of the test: the corpus' others, and near words of voices and
@@ -175,22 +181,30 @@ def alone(rng, wave):
 
 
 def choose(m, mode):
-    """Smoothing and thresholds by the misses of validation at one false alarm an hour: (choices, the best of them)."""
-    stream = m.stream("validation", CONDITIONS[0][1])
-    scored = m.heard(f"stream-validation-clean-{m.stream_hours:g}h", lambda: [stream.wave], mode)
-    ordinary, choices = m.ordinary("validation", mode), []
-    for smooth in SMOOTHS:
-        kinds = [alarms(h, smooth, m.apart) for h in ordinary.values()]
-        hours, events = sum(h.hours for h in ordinary.values()), [sum(own, []) for own in zip(*kinds)]
+    """Smoothing, thresholds and, of carried state, whether it starts anew, by the misses of validation at one false
+    alarm an hour: (choices, the best of them)."""
+    stream, name, choices = m.stream("validation", CONDITIONS[0][1]), f"stream-validation-clean-{m.stream_hours:g}h", []
+    scored = {r: m.heard(name, lambda: [stream.wave], mode, r) for r in RESTARTS[mode]}
+    ordinary = {r: m.ordinary("validation", mode, r).values() for r in RESTARTS[mode]}
+    for restart, smooth in product(RESTARTS[mode], SMOOTHS):
+        kinds = [alarms(h, smooth, m.apart) for h in ordinary[restart]]
+        hours, events = sum(h.hours for h in ordinary[restart]), [sum(own, []) for own in zip(*kinds)]
         each = [report.threshold(own, hours, 1 / len(COMMANDS)) for own in events]
         for own, offsets in (("one", [0.0] * len(COMMANDS)), ("for each word", [t - np.mean(each) for t in each])):
-            best, _ = hits(scored, stream, COMMANDS, m.corpus, smooth, m.window, offsets)
+            best, _ = hits(scored[restart], stream, COMMANDS, m.corpus, smooth, m.window, offsets)
             limits = {str(r): report.threshold(pooled(events, offsets), hours, r) for r in RATES}
-            row = {"smooth": smooth, "threshold": own, "offsets": list(offsets), "limits": limits, "hours": hours}
+            row = {
+                "restart_s": restart,
+                "smooth": smooth,
+                "threshold": own,
+                "offsets": list(offsets),
+                "limits": limits,
+                "hours": hours,
+            }
             choices.append(row | {"misses": {r: float((best < t).mean()) for r, t in limits.items()}, "n": len(best)})
     chosen = min(choices, key=lambda c: (round(c["misses"]["1.0"], 4), c["smooth"]))
     limits, how = chosen["limits"]["1.0"] + np.array(chosen["offsets"]), (chosen["smooth"], m.window)
-    repeats = {r: beside(scored, stream, COMMANDS, *how, limits, r)["repeats"] for r in RESTS}
+    repeats = {r: beside(scored[chosen["restart_s"]], stream, COMMANDS, *how, limits, r)["repeats"] for r in RESTS}
     rest = next((r for r, v in repeats.items() if v <= 5), RESTS[-1])
     return choices, chosen | {"refractory_s": rest, "repeats": {str(r): v for r, v in repeats.items()}}
 
@@ -199,8 +213,8 @@ def test(m, chosen):
     """The test's measures at the thresholds that are `chosen` for each mode, and the curves."""
     result, every = {"streams": {}, "confusable": {}}, {}
     for mode, end in MODES.items():
-        smooth, offsets, limits = (chosen[mode][k] for k in ("smooth", "offsets", "limits"))
-        ordinary = m.ordinary("testing", mode)
+        restart, smooth, offsets, limits = (chosen[mode][k] for k in CHOSEN)
+        ordinary = m.ordinary("testing", mode, restart)
         events = {k: pooled(alarms(h, smooth, m.apart), offsets) for k, h in ordinary.items()}
         counted = {k: (events[k], h.hours) for k, h in ordinary.items()}
         counted["all"] = every[mode] = sum(events.values(), []), sum(h.hours for h in ordinary.values())
@@ -209,23 +223,24 @@ def test(m, chosen):
             own = alarms(ordinary["sentences"], smooth, m.apart)
             result["alarms_in_sentences"] = by_word(own, offsets, COMMANDS, limits)
     for name, snr, mode in CONDITIONS:
-        smooth, offsets, limits = (chosen[mode][k] for k in ("smooth", "offsets", "limits"))
+        restart, smooth, offsets, limits = (chosen[mode][k] for k in CHOSEN)
         stream = m.stream("testing", snr)
-        scored = m.heard(f"stream-testing-{name}-{m.stream_hours:g}h", lambda stream=stream: [stream.wave], mode)
+        at = f"stream-testing-{name}-{m.stream_hours:g}h"
+        scored = m.heard(at, lambda stream=stream: [stream.wave], mode, restart)
         best, near = hits(scored, stream, COMMANDS, m.corpus, smooth, m.window, offsets)
         points = {}
         for rate, limit in limits.items():
             late = delays(near, limit)
             point = missed_at(best, stream.speakers, limit)
-            words = {w: float((best[at] < limit).mean())
-                     for w in COMMANDS if (at := [e[2] == w for e in stream.events]) and any(at)}  # fmt: skip
+            words = {w: float((best[own] < limit).mean())
+                     for w in COMMANDS if (own := [e[2] == w for e in stream.events]) and any(own)}  # fmt: skip
             point |= {"delay_s": float(np.median(late)), "delay_90_s": float(np.quantile(late, 0.9)), "words": words}
             limit, rest = limit + np.array(offsets), chosen[mode]["refractory_s"]
             point |= beside(scored, stream, COMMANDS, smooth, m.window, limit, rest)
             points[rate] = point | {"speakers": len(set(stream.speakers))}
         points["curve"] = report.curve(best, *every[mode])
         result["streams"][f"{name}, {mode}"] = points
-    smooth, offsets, limits = (chosen["windows"][k] for k in ("smooth", "offsets", "limits"))
+    _, smooth, offsets, limits = (chosen["windows"][k] for k in CHOSEN)
     for name, (h, words) in m.confusable().items():
         best = np.array([(s - offsets).max() for _, s in h.smoothed(smooth)])
         result["confusable"][name] = {r: per_thousand(best, words, t) for r, t in limits.items()}
@@ -233,10 +248,11 @@ def test(m, chosen):
 
 
 def card_rule(chosen):
-    """What the card's detector holds of a mode: smoothing, rest, and {"0.5": {word: log-odds}, …}."""
+    """What the card's detector holds of a mode: smoothing, rest, restart, and {"0.5": {word: log-odds}, …}."""
     each = {f"{float(r):g}": {w: round(t + o, 4) for w, o in zip(COMMANDS, chosen["offsets"])}
             for r, t in chosen["limits"].items()}  # fmt: skip
-    return {k: chosen[k] for k in ("smooth", "refractory_s")} | {"thresholds": each}
+    found = {k: chosen[k] for k in ("smooth", "refractory_s")} | {"thresholds": each}
+    return found | ({"restart_s": chosen["restart_s"]} if chosen["restart_s"] else {})
 
 
 def write_card(card, chosen, result):
@@ -272,7 +288,7 @@ def main():
         choices, chosen[mode] = choose(m, mode)
         result |= {"choices" + end: choices, "chosen" + end: chosen[mode]}
         for c in choices:
-            print(mode, c["smooth"], c["threshold"], {r: f"{v:.1%}" for r, v in c["misses"].items()})
+            print(mode, c["restart_s"], c["smooth"], c["threshold"], {r: f"{v:.1%}" for r, v in c["misses"].items()})
     if a.validate:
         return 0
     result |= {"labels": COMMANDS, "model": spotter.card["model"], "members": len(members_of(spotter.model))}
