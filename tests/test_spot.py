@@ -240,8 +240,6 @@ def test_the_shipped_wake_words_are_those_that_were_judged(wake, root):
 @pytest.mark.parametrize("name, mode", [("shipped", "windows"), ("shipped", "carried"), ("wake", "windows")])
 def test_what_is_no_speech_gives_nothing(name, mode, kind, request):
     """In the modes that the detector was trained for: wake words hear windows alone."""
-    if (mode, kind) == ("carried", "tones"):  # the thresholds of `commands` were chosen by windows
-        request.applymarker(pytest.mark.xfail(strict=True, reason="with carried state these tones are “go” once"))
     spotter = request.getfixturevalue(name)
     assert spotter.spot(quiet(kind).astype(np.float32), 16000, alarms_per_hour=1, mode=mode) == []
 

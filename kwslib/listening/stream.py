@@ -195,7 +195,7 @@ def rule(card, mode):
         first = e.errors()[0]
         at = ".".join(map(str, ("detector", mode, *first["loc"])))
         raise KwsError(f"the card's {at} is wrong ({first['msg']}); take the card that came with the model") from None
-    return LISTENING | CLASSIFIER | {"restart_s": 0.0} | detector | own
+    return LISTENING | CLASSIFIER | detector | {"restart_s": 0.0} | own
 
 
 def threshold_of(how, alarms_per_hour):
