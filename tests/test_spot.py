@@ -200,6 +200,8 @@ def test_the_shipped_detector_says_what_it_is(shipped, root):
     entry = {m.name: m for m in kwslib.pretrained()}["commands"]
     assert sorted(shipped.labels) == COMMANDS and entry.licence == "MIT" and "CC BY" in entry.data_licence
     assert list(shipped.card["detector"]["thresholds"]) == ["0.5", "1", "2"] and shipped.card["spotting"]["curve"]
+    limits = [shipped.stream(mode=mode, alarms_per_hour=1).thresholds for mode in ("windows", "carried")]
+    assert not (limits[0] == limits[1]).any() and shipped.stream(mode="carried").ear.lanes == 2
     text = (root / "kwslib/pretrained/commands.md").read_text()
     assert f"| {100 * (1 - entry.accuracy):.1f} [" in text and "Apache 2.0" in text
 
