@@ -108,6 +108,11 @@ def spot_tables(found):
     return tables
 
 
+def todays(day, c):
+    """Whether a day was counted at today's thresholds."""
+    return day.get("limits") == c["chosen"]["limits"]
+
+
 def rests(chosen):
     return ", ".join(f"{r} s {v:.0f}" for r, v in chosen["repeats"].items())
 
@@ -137,7 +142,8 @@ def ordinary_table(c, day=None):
     rows = []
     heard = [(mode, kind, rates) for mode, end in MODES.items() for kind, rates in c["ordinary" + end].items()]
     if day:
-        heard.append(("windows", "a day of sentences", day["all"]))
+        at = "" if todays(day, c) else ", thresholds of an earlier validation"
+        heard.append(("windows", f"a day of sentences{at}", day["all"]))
     for mode, kind, rates in heard:
         row = {"listening": mode, "kind": kind, "hours": f"{rates['0.5']['hours']:.2f}"}
         rows.append(row | at_rates(rates, "at the threshold for {:g}", "{alarms}: {per_hour:.2f}"))
@@ -233,7 +239,8 @@ def findings(found):
         most = max(words, key=words.get)
         day.append(
             f"- In {whole['hours']:.0f} h of synthetic sentences there were {whole['per_hour']:.2f} "
-            f"{between(whole['interval'])} false alarms an hour at that threshold (aim: 0.5, "
+            f"{between(whole['interval'])} false alarms an hour at "
+            f"{'that threshold' if todays(found['day'], c) else 'the one of an earlier validation'} (aim: 0.5, "
             f"{reached(whole['per_hour'], 0.5)}); {words[most]} of {sum(words.values())} are “{most}”."
         )
     return "\n".join([

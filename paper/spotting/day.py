@@ -65,8 +65,8 @@ def main():
     words = words_for("testing")
     sound = joined(m.sentences(words, "testing"))
     heard = kept(m.cache / f"day-of-{a.hours:g}h.pickle", lambda: side_by_side(a.detector, sound, a.workers))
-    result = {"hours": a.hours, "said": len(words)}
-    result |= count(heard, m.apart, read_json(a.measured, "measure")["chosen"])
+    chosen = read_json(a.measured, "measure")["chosen"]
+    result = {"hours": a.hours, "said": len(words), "limits": chosen["limits"]} | count(heard, m.apart, chosen)
     write_json(a.out, result)
     print(result["all"])
     return 0
