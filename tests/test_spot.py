@@ -280,10 +280,17 @@ def test_the_chapter_tells_of_the_day_where_it_was_heard(root):
     found = spot.load_spot(root / "results/spot")
     rates = {"alarms": 12, "hours": 24.0, "per_hour": 0.5, "interval": [0.26, 0.87]}
     said = {word: 12 * (word == "left") for word in COMMANDS}
-    for heard in (None, {"all": dict.fromkeys(spot.RATES, rates), "words": dict.fromkeys(spot.RATES, said)}):
-        own = found | {"day": heard}
-        kinds = list(spot.spot_tables(own)["ordinary"][0]["kind"])
-        assert ("a day of sentences" in kinds) == ("In 24 h of" in spot.findings(own)) == bool(heard)
+    heard = {"all": dict.fromkeys(spot.RATES, rates), "words": dict.fromkeys(spot.RATES, said)}
+    limits = found["commands"]["chosen"]["limits"]
+    for day, kind in (
+        (None, None),
+        (heard, "a day of sentences, thresholds of an earlier validation"),
+        (heard | {"limits": limits}, "a day of sentences"),
+    ):
+        own = found | {"day": day}
+        kinds = [k for k in spot.spot_tables(own)["ordinary"][0]["kind"] if "day" in k]
+        assert kinds == ([kind] if day else []) and ("In 24 h of" in spot.findings(own)) == bool(day)
+        assert ("at the one of an earlier validation" in spot.findings(own)) == (day is heard)
     assert "0.50 [0.3–0.9] false alarms an hour at that threshold (aim: 0.5, reached); 12 of 12 are “left”." in (
         spot.findings(own)
     )
