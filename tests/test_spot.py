@@ -282,15 +282,15 @@ def test_the_chapter_tells_of_the_day_where_it_was_heard(root):
     said = {word: 12 * (word == "left") for word in COMMANDS}
     heard = {"all": dict.fromkeys(spot.RATES, rates), "words": dict.fromkeys(spot.RATES, said)}
     limits = found["commands"]["chosen"]["limits"]
-    for day, kind in (
+    for whole, kind in (
         (None, None),
         (heard, "a day of sentences, thresholds of an earlier validation"),
         (heard | {"limits": limits}, "a day of sentences"),
     ):
-        own = found | {"day": day}
+        own = found | {"day": whole}
         kinds = [k for k in spot.spot_tables(own)["ordinary"][0]["kind"] if "day" in k]
-        assert kinds == ([kind] if day else []) and ("In 24 h of" in spot.findings(own)) == bool(day)
-        assert ("at the one of an earlier validation" in spot.findings(own)) == (day is heard)
+        assert kinds == ([kind] if whole else []) and ("In 24 h of" in spot.findings(own)) == bool(whole)
+        assert ("at the one of an earlier validation" in spot.findings(own)) == (whole is heard)
     assert "0.50 [0.3–0.9] false alarms an hour at that threshold (aim: 0.5, reached); 12 of 12 are “left”." in (
         spot.findings(own)
     )
