@@ -101,7 +101,8 @@ def test_fit_needs_two_lengths():
 
 def test_entry_of_a_bare_module(set_threads):
     set_threads(2)
-    entry = benchmark.benchmark_model(Tiny(), seconds_budget=0.01, batches=(1, 4), features="mfcc")
+    spotters = {"tiny": benchmark.spotter_of(Tiny(), features="mfcc")}
+    entry = benchmark.benchmark_spotters(spotters, seconds_budget=0.01, batches=(1, 4))["tiny"]
     check_entry(entry, ["1", "2"], (1, 4))
     assert (entry["parameters"], entry["macs"]) == (205, 200)
     assert torch.get_num_threads() == 2
@@ -110,7 +111,7 @@ def test_entry_of_a_bare_module(set_threads):
 def test_threads_are_put_back_after_a_failure(set_threads):
     set_threads(2)
     with pytest.raises(ValueError, match="no more"):
-        benchmark.benchmark_model(Failing(), seconds_budget=0.01, features="mfcc")
+        benchmark.benchmark_spotters({"failing": benchmark.spotter_of(Failing(), features="mfcc")}, 0.01)
     assert torch.get_num_threads() == 2
 
 
@@ -129,6 +130,9 @@ def test_sides_take_turns_and_are_called_equally_often(monkeypatch):
     assert order == ["slow", "fast"] * 2 + 5 * (2 * ["slow"] + 2 * ["fast"])  # two calls of each before it is timed
     assert {n: len(ms) for n, ms in benchmark.rounds(runs, CPU, 0.001).items()} == {"slow": 5, "fast": 5}
     assert benchmark.rounds({}, CPU, 0.1) == {}
+    cold = lambda: side("fast", 0.001 if order[-1] == "fast" else 0.1)  # noqa: E731
+    took = benchmark.rounds({"slow": runs["slow"], "fast": cold}, CPU, 0.6, settle=1)
+    assert took == {"slow": 5 * [pytest.approx(20)], "fast": 5 * [pytest.approx(1)]}
 
 
 @pytest.mark.parametrize("busy", (0.1, 0.9))
@@ -266,7 +270,8 @@ def test_command_line_without_a_checkpoint(root, tmp_path):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU here")
 def test_entry_on_a_gpu():
-    entry = benchmark.benchmark_model(benchmark.spotter_of(Tiny(), "cuda", features="mfcc"), 0.01, (1, 4))
+    spotters = {"tiny": benchmark.spotter_of(Tiny(), "cuda", features="mfcc")}
+    entry = benchmark.benchmark_spotters(spotters, 0.01, (1, 4))["tiny"]
     check_entry(entry, ["1"], (1, 4))
 
 

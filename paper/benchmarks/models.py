@@ -18,7 +18,7 @@ import torch
 
 from kwslib.io import CLIP, SAMPLE_RATE, cli, write_json
 from paper.benchmarks.memory import peak_memory
-from paper.benchmarks.timing import benchmark_model, benchmark_models, print_entry, spotter_of, timings, watch_load
+from paper.benchmarks.timing import BATCHES, benchmark_models, print_entry, rounds, spotter_of, watch_load
 from paper.results import label_of
 
 SECONDS = (1, 2, 4, 8, 16, 32, 64)
@@ -28,16 +28,18 @@ MOST_MEMORY = 4e9  # bytes that one pass may be expected to take
 
 
 def benchmark_paper(names="all", out=None, n_classes=35, seconds_budget=0.4, small=False, show=None):
-    """benchmark.json's content, also written to `out`: `benchmark_models`, and the `length` part.
+    """benchmark.json's content, also written to `out`: `benchmark_models`, memory, and the `length` part.
 
     Arguments are those of paper.benchmarks.timing.benchmark_models. Raises KwsError for an unknown model.
     """
     with watch_load() as load:
-        result = benchmark_models(names, n_classes, seconds_budget, small, show=show, measure=benchmark_with_memory)
-        seconds, budget = ((1, 2, 4), 0.01) if small else (SECONDS, seconds_budget / 2)
+        result = benchmark_models(names, n_classes, seconds_budget, small, show=show)
+        seconds, budget, most = ((1, 2, 4), 0.01, 2) if small else (SECONDS, seconds_budget / 2, max(BATCHES))
         models = [name for name in LENGTH_MODELS if name in result["models"] or not small]
         for device, part in (("cpu", result), ("cuda", result["gpu"])):
             if part is not None:
+                for name, entry in part["models"].items():
+                    entry |= {"peak_mb": memory_of(spotter_of(name, device, n_classes), most), "peak_batch": most}
                 part["length"] = benchmark_length(models, seconds, budget, device) if models else None
     result |= load
     if out:
@@ -46,13 +48,10 @@ def benchmark_paper(names="all", out=None, n_classes=35, seconds_budget=0.4, sma
 
 
 @torch.inference_mode()
-def benchmark_with_memory(spotter, seconds_budget, batches):
-    """`benchmark_model`'s entry, and peak_mb: the memory of one pass of the largest batch, peak_batch."""
-    entry = benchmark_model(spotter, seconds_budget, batches)
-    frames, size = spotter.frontend.frames(CLIP), max(batches)
-    batch = torch.randn(size, frames, spotter.frontend.n_features, device=spotter.device)
-    peak = peak_memory(lambda: spotter.model(batch, None), spotter.device)
-    return entry | {"peak_mb": peak, "peak_batch": size}
+def memory_of(spotter, size):
+    """MB that one pass of `size` clips takes; None where the system shows none."""
+    batch = torch.randn(size, spotter.frontend.frames(CLIP), spotter.frontend.n_features, device=spotter.device)
+    return peak_memory(lambda: spotter.model(batch, None), spotter.device)
 
 
 def expected_bytes(name, seconds):
@@ -66,23 +65,29 @@ def expected_bytes(name, seconds):
 def benchmark_length(names=LENGTH_MODELS, seconds=SECONDS, seconds_budget=0.2, device="cpu"):
     """Time and memory of one pass against the seconds of audio: the `length` entry of benchmark.json.
 
-    The time is the shortest of the passes: what else the machine does only ever adds, and bends a slope.
-    A length expected to take more than MOST_MEMORY is not run. What is None has its reason under `missing`.
+    The time is the shortest of the passes: what else the machine does only ever adds, and bends a slope. All models and
+    lengths take turns. A length expected to take more than MOST_MEMORY is not run. What is None has its reason under
+    `missing`.
     """
     result = {"seconds": list(seconds), "threads": torch.get_num_threads(), "models": {}}
+    passes = {}
     for name in names:
-        spotter, entry = spotter_of(name, device), {"ms": [], "mb": [], "missing": {}}
+        spotter = spotter_of(name, device)
         frontend, on = spotter.frontend, spotter.device
         for s in seconds:
-            ms = mb = None
-            if (expected := expected_bytes(name, s)) > MOST_MEMORY:
-                entry["missing"][str(s)] = f"not run: it would take about {expected / 1e9:.1f} GB"
-            else:
+            if expected_bytes(name, s) <= MOST_MEMORY:
                 x = torch.randn(1, frontend.frames(s * SAMPLE_RATE), frontend.n_features, device=on)
-                one_pass = partial(spotter.model, x, None)
-                ms = float(timings(one_pass, on, seconds_budget, least=3).min())
-                mb = peak_memory(one_pass, on)
+                passes[name, s] = partial(spotter.model, x, None)
+    took = rounds(passes, on, seconds_budget * len(passes))
+    for name in names:
+        entry = {"ms": [], "mb": [], "missing": {}}
+        for s in seconds:
+            ms = mb = None
+            if (name, s) in passes:
+                ms, mb = min(took[name, s]), peak_memory(passes[name, s], on)
                 entry["missing"] |= {str(s): "memory: the system shows none"} if mb is None else {}
+            else:
+                entry["missing"][str(s)] = f"not run: it would take about {expected_bytes(name, s) / 1e9:.1f} GB"
             entry["ms"].append(ms)
             entry["mb"].append(mb)
         entry["exponent_time"] = fit_exponent(seconds, entry["ms"])

@@ -9,7 +9,8 @@ One-second clips in float32, timed by the wall clock after a warm-up, on all thr
     features       one clip, wave to normalised features; wave_to_label goes on to the label
     throughput     clips a second against the batch size, features to logits
 
-Times vary on a shared machine: compare numbers of one run, not of two. `watch_load` marks the results of a busy one.
+Models take turns (`rounds`), since the speed of a shared machine changes within seconds: compare numbers of one run,
+not of two. `watch_load` marks the results of a busy one.
 """
 
 import argparse
@@ -56,11 +57,12 @@ def timings(run, device, seconds_budget, least=5):
     return np.array(took)
 
 
-def rounds(runs, device, seconds_budget, least=5, turns=10):
+def rounds(runs, device, seconds_budget, least=5, turns=10, settle=0):
     """name -> milliseconds of the calls of each of `runs` {name: function}, as many of one as of another.
 
     They take turns in `least` rounds, so that what else the machine does falls on all alike. A turn is as many calls as
-    the budget of all allows, at least one and at most `turns`.
+    the budget of all allows, at least one and at most `turns`; `settle` calls before them, which fill the caches, are
+    not timed.
     """
     for run in runs.values():
         run()
@@ -69,7 +71,7 @@ def rounds(runs, device, seconds_budget, least=5, turns=10):
     took = {name: [] for name in runs}
     for _ in range(least):
         for name, run in runs.items():
-            took[name] += [stopwatch(run, device) for _ in range(calls)]
+            took[name] += [stopwatch(run, device) for _ in range(settle + calls)][settle:]
     return took
 
 
@@ -84,28 +86,48 @@ def stopwatch(run, device):
 
 
 @torch.inference_mode()
-def benchmark_model(model, seconds_budget=0.4, batches=BATCHES, features="mel"):
-    """What `benchmark_models` says of one model: a KeywordSpotter, or a module that reads `features`."""
-    spotter = model if isinstance(model, KeywordSpotter) else spotter_of(model, features=features)
-    device, model = spotter.device, spotter.model
+def benchmark_spotters(spotters, seconds_budget=0.4, batches=BATCHES):
+    """What each of {name: KeywordSpotter} costs, on their one device: {name: entry}. See the head of this file.
+
+    seconds_budget: of each measurement of each model.
+    """
+    device = next(iter(spotters.values())).device
     wave = torch.randn(1, CLIP, generator=torch.Generator().manual_seed(0)) * 0.1
-    clip = spotter.normalise(spotter.frontend(wave.to(device)))  # (1, T, F)
-    entry = {"parameters": count_parameters(model), "macs": count_macs(model, clip), "latency_ms": {}, "repeats": {}}
+
+    def features(name):
+        return spotters[name].normalise(spotters[name].frontend(wave.to(device)))
+
+    def logits(name):
+        return spotters[name].model(batch[name], None)
+
+    def timed(share, call):
+        runs = {name: partial(call, name) for name in spotters}
+        return rounds(runs, device, share * seconds_budget * len(runs), least=10, settle=1)
+
+    batch = clips = {name: features(name) for name in spotters}  # (1, T, F)
+
+    entries = {
+        name: {"parameters": count_parameters(spotter.model), "macs": count_macs(spotter.model, clips[name])}
+        | {"latency_ms": {}, "repeats": {}}
+        for name, spotter in spotters.items()
+    }
     for count in sorted({1, torch.get_num_threads()}) if device.type == "cpu" else [1]:
         with threads(count):
-            took = timings(lambda: model(clip, None), device, seconds_budget)
-        entry["latency_ms"][str(count)], entry["repeats"][str(count)] = percentiles(took, 50, 95, 99), len(took)
-    for key, run in (
-        ("wave_to_label_ms", lambda: spotter.logits(wave).softmax(1).argmax(1).item()),
-        ("features_ms", lambda: spotter.normalise(spotter.frontend(wave.to(device)))),
+            took = timed(1, logits)
+        for name, entry in entries.items():
+            entry["latency_ms"][str(count)] = percentiles(took[name], 50, 95, 99)
+            entry["repeats"][str(count)] = len(took[name])
+    for key, call in (
+        ("wave_to_label_ms", lambda name: spotters[name].logits(wave).softmax(1).argmax(1).item()),
+        ("features_ms", features),
     ):
-        entry[key] = percentiles(timings(run, device, seconds_budget / 2), 50, 95)
-    entry["throughput"] = {}
+        for name, ms in timed(0.5, call).items():
+            entries[name][key] = percentiles(ms, 50, 95)
     for size in batches:
-        run = partial(model, clip.expand(size, -1, -1).contiguous(), None)
-        took = timings(run, device, seconds_budget / 2, least=3)
-        entry["throughput"][str(size)] = float(1000 * size / np.median(took))
-    return entry
+        batch = {name: clip.expand(size, -1, -1).contiguous() for name, clip in clips.items()}
+        for name, ms in timed(0.5, logits).items():
+            entries[name].setdefault("throughput", {})[str(size)] = float(1000 * size / np.median(ms))
+    return entries
 
 
 def percentiles(took, *which):
@@ -154,12 +176,12 @@ def others():
     return (sum(ticks) - sum(ticks[3:5])) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])  # 3, 4: idle
 
 
-def benchmark_models(names="all", n_classes=35, seconds_budget=0.4, small=False, path=None, show=None, measure=None):
+def benchmark_models(names="all", n_classes=35, seconds_budget=0.4, small=False, path=None, show=None):
     """Time models on the CPU, and on a GPU if there is one: {machine, load, …, models, gpu: None or {models}}.
 
     names: "all", or a list or comma-separated text of registered models, with fresh weights; path: a checkpoint to time
-    instead. seconds_budget: of each measurement. small: in seconds, to see that it works. show(title, entry) is called
-    after every model. measure: what makes an entry (`benchmark_model`). Raises KwsError for an unknown model.
+    instead. seconds_budget: of each measurement of each model. small: in seconds, to see that it works. show(title,
+    entry) is called for every model. Raises KwsError for an unknown model.
     """
     names = list(MODELS) if names == "all" else names.split(",") if isinstance(names, str) else list(names)
     if unknown := [n for n in names if n not in MODELS]:
@@ -177,10 +199,10 @@ def benchmark_models(names="all", n_classes=35, seconds_budget=0.4, small=False,
         devices["cuda"] = result["gpu"] = {"models": {}}
     with watch_load() as mark:
         for device, part in devices.items():
-            for name, spotter in make.items():
-                part["models"][name] = (measure or benchmark_model)(spotter(device=device), budget, batches)
-                if show:
-                    show(f"{name} on {device}", part["models"][name])
+            spotters = {name: spotter(device=device) for name, spotter in make.items()}
+            part["models"] = benchmark_spotters(spotters, budget, batches)
+            for name, entry in part["models"].items() if show else ():
+                show(f"{name} on {device}", entry)
     return result | mark
 
 
