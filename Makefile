@@ -77,7 +77,8 @@ lint: $(READY)  ## check the format and the style of the code
 
 # One thread for each of the processes: those of PyTorch wait for each other by spinning, and cost more than they bring.
 test: lint  ## run the tests and the notebooks
-	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses $(JOBS) --dist loadfile --nbval --nbval-current-env --durations=10 -q $(wildcard notebooks) tests
+	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env \
+		--durations=10 -q $(wildcard notebooks) tests
 
 torture: $(READY)  ## try 20,000 damaged inputs, 250 kills, full disks, faulty servers: half an hour, results/torture.md
 	OMP_NUM_THREADS=1 $(RUN) paper.torture

@@ -7,12 +7,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+LONG = "test_export test_cluster test_resume test_snippets test_torture test_scale test_spot test_beyond".split()
 
 
 def pytest_configure():
     """What a shell starts in the background ignores Ctrl-C, and so do its children, to whom some tests send it."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """The files that take minutes come first, so that no process waits for another at the end (`make test`)."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")
