@@ -11,6 +11,8 @@ READY := $(VENV)/.ready
 # Programs and notebook kernels come from .venv, whatever the user's own PATH and kernels hold.
 RUN = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" JUPYTER_PREFER_ENV_PATH=1 DVC_NO_ANALYTICS=1 $(VENV)/bin/python -m
 unexport PYTHONPATH PYTHONHOME JUPYTER_PATH
+# Where Python may keep no bytecode, each of the many processes of a profile or of the tests compiles torch anew: 3 s.
+unexport PYTHONDONTWRITEBYTECODE
 # A home that cannot be written has no place for uv's cache.
 ifndef UV_CACHE_DIR
 ifneq ($(shell test -w "$${XDG_CACHE_HOME:-$$HOME}" && echo yes),yes)

@@ -33,13 +33,12 @@ def benchmark_paper(names="all", out=None, n_classes=35, seconds_budget=0.4, sma
     Arguments are those of paper.benchmarks.timing.benchmark_models. Raises KwsError for an unknown model.
     """
     with watch_load() as load:
-        result = benchmark_models(names, n_classes, seconds_budget, small, show=show)
         seconds, budget, most = ((1, 2, 4), 0.01, 2) if small else (SECONDS, seconds_budget / 2, max(BATCHES))
+        memory = partial(memory_of, size=most)
+        result = benchmark_models(names, n_classes, seconds_budget, small, show=show, more=memory)
         models = [name for name in LENGTH_MODELS if name in result["models"] or not small]
         for device, part in (("cpu", result), ("cuda", result["gpu"])):
             if part is not None:
-                for name, entry in part["models"].items():
-                    entry |= {"peak_mb": memory_of(spotter_of(name, device, n_classes), most), "peak_batch": most}
                 part["length"] = benchmark_length(models, seconds, budget, device) if models else None
     result |= load
     if out:
@@ -49,9 +48,9 @@ def benchmark_paper(names="all", out=None, n_classes=35, seconds_budget=0.4, sma
 
 @torch.inference_mode()
 def memory_of(spotter, size):
-    """MB that one pass of `size` clips takes; None where the system shows none."""
+    """peak_mb: MB that one pass of `size` clips takes, None where the system shows none; peak_batch: `size`."""
     batch = torch.randn(size, spotter.frontend.frames(CLIP), spotter.frontend.n_features, device=spotter.device)
-    return peak_memory(lambda: spotter.model(batch, None), spotter.device)
+    return {"peak_mb": peak_memory(lambda: spotter.model(batch, None), spotter.device), "peak_batch": size}
 
 
 def expected_bytes(name, seconds):
@@ -69,32 +68,28 @@ def benchmark_length(names=LENGTH_MODELS, seconds=SECONDS, seconds_budget=0.2, d
     lengths take turns. A length expected to take more than MOST_MEMORY is not run. What is None has its reason under
     `missing`.
     """
-    result = {"seconds": list(seconds), "threads": torch.get_num_threads(), "models": {}}
-    passes = {}
+    device, entries, passes = torch.device(device), {}, {}
     for name in names:
-        spotter = spotter_of(name, device)
-        frontend, on = spotter.frontend, spotter.device
+        spotter, entries[name] = spotter_of(name, device), {"ms": [], "mb": [], "missing": {}}
+        frontend = spotter.frontend
         for s in seconds:
-            if expected_bytes(name, s) <= MOST_MEMORY:
-                x = torch.randn(1, frontend.frames(s * SAMPLE_RATE), frontend.n_features, device=on)
-                passes[name, s] = partial(spotter.model, x, None)
-    took = rounds(passes, on, seconds_budget * len(passes))
-    for name in names:
-        entry = {"ms": [], "mb": [], "missing": {}}
+            if (needed := expected_bytes(name, s)) > MOST_MEMORY:
+                entries[name]["missing"][str(s)] = f"not run: it would take about {needed / 1e9:.1f} GB"
+                continue
+            x = torch.randn(1, frontend.frames(s * SAMPLE_RATE), frontend.n_features, device=device)
+            passes[name, s] = partial(spotter.model, x, None)
+    took = rounds(passes, device, seconds_budget * len(passes))
+    for name, entry in entries.items():
         for s in seconds:
-            ms = mb = None
-            if (name, s) in passes:
-                ms, mb = min(took[name, s]), peak_memory(passes[name, s], on)
-                entry["missing"] |= {str(s): "memory: the system shows none"} if mb is None else {}
-            else:
-                entry["missing"][str(s)] = f"not run: it would take about {expected_bytes(name, s) / 1e9:.1f} GB"
-            entry["ms"].append(ms)
-            entry["mb"].append(mb)
+            run = passes.get((name, s))
+            entry["ms"].append(min(took[name, s]) if run else None)
+            entry["mb"].append(peak_memory(run, device) if run else None)
+            if run and entry["mb"][-1] is None:
+                entry["missing"][str(s)] = "memory: the system shows none"
         entry["exponent_time"] = fit_exponent(seconds, entry["ms"])
         entry["exponent_memory"] = fit_exponent(seconds, entry["mb"])
         entry["fitted_over"] = [s for s, ms in zip(seconds, entry["ms"]) if ms][-LONGEST:]
-        result["models"][name] = entry
-    return result
+    return {"seconds": list(seconds), "threads": torch.get_num_threads(), "models": entries}
 
 
 def fit_exponent(seconds, values, longest=LONGEST):

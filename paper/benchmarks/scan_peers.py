@@ -7,7 +7,7 @@ the scan. Those that need a C++ compiler: scan_peers.cpp, and what `torch.compil
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import inspect
 import os
 import shutil
@@ -83,15 +83,17 @@ def compiler():
 
 
 def mamba_ssm_reference(t):
-    """mamba_ssm's plain PyTorch; its package asks for its CUDA extension when imported, which a stand-in answers."""
-    standing_in = "selective_scan_cuda" not in sys.modules
+    """mamba_ssm's plain PyTorch; its package asks for its CUDA extension when imported. Where it is not installed, a
+    stand-in answers."""
+    extension = "selective_scan_cuda"
+    standing_in = extension not in sys.modules and importlib.util.find_spec(extension) is None
     if standing_in:
-        sys.modules["selective_scan_cuda"] = ModuleType("selective_scan_cuda")
+        sys.modules[extension] = ModuleType(extension)
     try:
         scan = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_ref
     finally:
         if standing_in:
-            del sys.modules["selective_scan_cuda"]
+            del sys.modules[extension]
     return partial(scan, **t, delta_softplus=True)
 
 

@@ -108,7 +108,7 @@ def benchmark_spotters(spotters, seconds_budget=0.4, batches=BATCHES):
 
     entries = {
         name: {"parameters": count_parameters(spotter.model), "macs": count_macs(spotter.model, clips[name])}
-        | {"latency_ms": {}, "repeats": {}}
+        | {"latency_ms": {}, "repeats": {}, "throughput": {}}
         for name, spotter in spotters.items()
     }
     for count in sorted({1, torch.get_num_threads()}) if device.type == "cpu" else [1]:
@@ -126,7 +126,7 @@ def benchmark_spotters(spotters, seconds_budget=0.4, batches=BATCHES):
     for size in batches:
         batch = {name: clip.expand(size, -1, -1).contiguous() for name, clip in clips.items()}
         for name, ms in timed(0.5, logits).items():
-            entries[name].setdefault("throughput", {})[str(size)] = float(1000 * size / np.median(ms))
+            entries[name]["throughput"][str(size)] = float(1000 * size / np.median(ms))
     return entries
 
 
@@ -176,12 +176,13 @@ def others():
     return (sum(ticks) - sum(ticks[3:5])) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])  # 3, 4: idle
 
 
-def benchmark_models(names="all", n_classes=35, seconds_budget=0.4, small=False, path=None, show=None):
+def benchmark_models(names="all", n_classes=35, seconds_budget=0.4, small=False, path=None, show=None, more=None):
     """Time models on the CPU, and on a GPU if there is one: {machine, load, …, models, gpu: None or {models}}.
 
     names: "all", or a list or comma-separated text of registered models, with fresh weights; path: a checkpoint to time
-    instead. seconds_budget: of each measurement of each model. small: in seconds, to see that it works. show(title,
-    entry) is called for every model. Raises KwsError for an unknown model.
+    instead. seconds_budget: of each measurement of each model. small: in seconds, to see that it works. more(spotter):
+    what else is measured of a model, a dict that joins its entry. show(title, entry) is called for every model. Raises
+    KwsError for an unknown model.
     """
     names = list(MODELS) if names == "all" else names.split(",") if isinstance(names, str) else list(names)
     if unknown := [n for n in names if n not in MODELS]:
@@ -201,8 +202,10 @@ def benchmark_models(names="all", n_classes=35, seconds_budget=0.4, small=False,
         for device, part in devices.items():
             spotters = {name: spotter(device=device) for name, spotter in make.items()}
             part["models"] = benchmark_spotters(spotters, budget, batches)
-            for name, entry in part["models"].items() if show else ():
-                show(f"{name} on {device}", entry)
+            for name, entry in part["models"].items():
+                entry |= more(spotters[name]) if more else {}
+                if show:
+                    show(f"{name} on {device}", entry)
     return result | mark
 
 
