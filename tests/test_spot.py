@@ -14,13 +14,13 @@ from kwslib.data.audio import coloured_noise
 from kwslib.data.folder import which_set
 from kwslib.io import read_json
 from paper.reports import spot
-from paper.spotting import counts, day, rivals
+from paper.spotting import counts, day, rivals, unseen
 from paper.spotting.commands import COMMANDS, span, trimmed
 from paper.spotting.counts import Heard, alarms, delays, hits, mean_of_last, missed_at, per_thousand
 from paper.spotting.engines import Engine
 from paper.spotting.false_alarms import card_rule, hear
 from paper.spotting.streams import Stream, joined, noise_bed
-from paper.spotting.wake import NEVER, judge
+from paper.spotting.wake import NEVER, WORDS, judge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -100,6 +100,22 @@ def test_repeats_and_other_words_are_counted_by_the_rule_of_a_stream():
         Heard([(times, scores)]), stream, COMMANDS, 1, 1.5, np.zeros(8), rest
     )
     assert counted(1.0) == {"repeats": 500, "wrong": 500} and counted(1.8) == {"repeats": 0, "wrong": 500}
+
+
+def test_no_recording_of_a_word_that_is_judged_as_unseen_has_trained(corpus, monkeypatch):
+    judged = {word for group in unseen.GROUPS for word in group}
+    assert not judged & {word for known in kwslib.pretrained() for word in known.words} and not judged & set(WORDS)
+    monkeypatch.setattr(unseen, "speakers", lambda engines, variants: {})
+    monkeypatch.setattr(unseen, "speak", lambda *given: {})
+    monkeypatch.setattr(unseen, "fit", lambda phrases, material, takes, *rest: material["real"])
+    packed = kwslib.load_corpus(corpus)
+    word, speech = str(packed.words[0]), np.ones(9, np.int16)
+    real = unseen.learn([word], corpus, [speech], 1, 1, 1, 1e-3, 0)
+    padded, beside = unseen.clips(packed, word), unseen.BESIDE
+    own = [wave[beside : len(wave) - beside].tobytes() for wave in padded]
+    assert len(own) == (packed.words == word).sum() and not any(w[:beside].any() or w[-beside:].any() for w in padded)
+    assert real["train"][-1] is speech and len(real["train"]) > 1
+    assert not set(own) & {w.tobytes() for w in real["train"] + real["held"]}
 
 
 def test_intervals_are_the_exact_ones():

@@ -77,6 +77,18 @@ def test_a_changed_recipe_stands_beside_the_recipe(runs, tmp_path):
     assert list(rows["mean, kitchen noise, 10 dB"]) == ["12.0", "17.0", "25.0"] and "one false alarm" in caption
 
 
+def test_words_that_the_recipe_was_not_developed_on_count_by_their_recordings(runs, tmp_path):
+    assert wake.load_unseen(tmp_path / "none.json") is None and "unseen" not in wake.wake_tables(runs)
+    other = run("unseen", (0.5, 0.1)) | {"n": {"computer": 10, "snowboy": 30}}
+    df, caption = wake.wake_tables(runs, unseen=other)["unseen"]
+    rows = df.set_index("word")
+    assert list(rows["recordings"]) == ["10", "30", "40"] and list(rows["clean"][:2]) == ["52 / 50", "12 / 10"]
+    low, high = beta.ppf(0.025, 8, 33), beta.ppf(0.975, 9, 32)  # 5 and 3 missed of 40
+    assert rows["clean"]["all recordings"] == f"22.5 / 20.0 [{100 * low:.1f}–{100 * high:.1f}]"
+    said = wake.findings(runs, other).splitlines()[-1]
+    assert said.startswith("- Of 40 recordings of 2 words") and "misses 20.0 % at one" in said and "not reached" in said
+
+
 def test_the_figure_orders_runs_by_what_is_varied(runs):
     assert [r["run"] for r in wake.family(runs, "takes")] == ["text", "takes1", "takes10"]
     assert [r["run"] for r in wake.family(runs, "variants")] == ["variants4", "variants16", "espeak"]

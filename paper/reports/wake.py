@@ -27,6 +27,11 @@ def load_rivals(path):
     return {k: v for k, v in read_json(path).get("wake", {}).items() if "words" in v} if Path(path).exists() else {}
 
 
+def load_unseen(path):
+    """The run of results/spot/unseen.json, or None where there is none."""
+    return read_json(path) if Path(path).exists() else None
+
+
 def load_wake(results):
     """The runs of a results folder, by name. Raises KwsError where there are none."""
     runs = [read_json(path) for path in sorted(Path(results).glob("*.json"))]
@@ -52,11 +57,15 @@ def mean_misses(runs, kind="clean", alarms=1):
     return {word: mean(f[word] for f in found) for word in found[0]} if all(found) else {}
 
 
+def missed(run, kind="clean", alarms=1):
+    """How many recordings of all words are missed at so many false alarms of each, and of how many."""
+    n = run["n"]
+    return sum(round(v / 100 * n[w]) for w, v in misses(run, kind, alarms).items() if w != "mean"), sum(n.values())
+
+
 def over_recordings(run, kind="clean", alarms=1):
     """The exact 95 % interval of all words' misses in % at so many false alarms, for the recordings' number alone."""
-    n = run["n"]
-    missed = sum(round(v / 100 * n[word]) for word, v in misses(run, kind, alarms).items() if word != "mean")
-    ci = binomtest(missed, sum(n.values())).proportion_ci()
+    ci = binomtest(*missed(run, kind, alarms)).proportion_ci()
     return f"[{100 * ci.low:.1f}–{100 * ci.high:.1f}]"
 
 
@@ -149,8 +158,43 @@ def given_table():
     return DataFrame(given["engines"]).rename(columns=columns)
 
 
-def wake_tables(runs, tried=None, rivals=None):
-    """name -> (DataFrame, caption). tried: the folder of results/wake/tried; rivals: of `load_rivals`."""
+def unseen_table(run):
+    """Words that the recipe was not developed on: (DataFrame, caption)."""
+    rows = []
+    for word, count in run["n"].items():
+        row = {"word": word, "recordings": str(count)}
+        for kind, name in KINDS.items():
+            row[name] = " / ".join(f"{misses(run, kind, alarms)[word]:.0f}" for alarms in (0, 1))
+        rows.append(row)
+    whole = {"word": "all recordings", "recordings": str(sum(run["n"].values()))}
+    for kind, name in KINDS.items():
+        shares = [100 * count / n for count, n in (missed(run, kind, alarms) for alarms in (0, 1))]
+        whole[name] = f"{shares[0]:.1f} / {shares[1]:.1f} {over_recordings(run, kind)}"
+    return DataFrame([*rows, whole]), (
+        "Misses in % at 0 / 1 false alarms of each word in the same 23 minutes of running speech, threshold swept on "
+        f"it for each word. From the text alone, by {' and '.join(run['engines'])}; two detectors, of three and of "
+        f"four words; seed {run['options']['seed']}. All clips that we have of these words, half a second of silence "
+        "on both sides of each; their speakers may recur among the clips of other words that trained. In brackets, the "
+        "95 % interval at one false alarm, as above."
+    )
+
+
+def unseen_finding(run):
+    """The same in a sentence, in Markdown."""
+    of, said = sum(run["n"].values()), []
+    for kind, most in zip(KINDS, (TEXT[0], TEXT[2])):
+        one, none = (100 * missed(run, kind, alarms)[0] / of for alarms in (1, 0))
+        said.append(against(one, none, most))
+    return (
+        f"- Of {of} recordings of {len(run['n'])} words that the recipe was not developed on, clips of Speech "
+        f"Commands, the text alone by {' and '.join(run['engines'])} misses {said[0]}; in kitchen noise at 10 dB "
+        f"{said[1]}."
+    )
+
+
+def wake_tables(runs, tried=None, rivals=None, unseen=None):
+    """name -> (DataFrame, caption). tried: the folder of results/wake/tried; rivals: of `load_rivals`; unseen: of
+    `load_unseen`."""
     rows = []
     for run in sorted(runs.values(), key=lambda r: (r["options"]["takes"], r["run"])):
         row = {"run": run["run"], "learned from": learned_from(run), "seed": str(run["options"]["seed"])}
@@ -177,6 +221,8 @@ def wake_tables(runs, tried=None, rivals=None):
         tables["changes"] = table
     if rivals:
         tables["rivals"] = rivals_table(runs, rivals)
+    if unseen:
+        tables["unseen"] = unseen_table(unseen)
     tables["given"] = (
         given_table(),
         (
@@ -217,8 +263,9 @@ def wake_figures(runs):
     return {"wake_words": (figure, caption)}
 
 
-def findings(runs):
-    """Each target, and whether the mean over seeds reaches it, in Markdown sentences; then how far seeds differ.
+def findings(runs, unseen=None):
+    """Each target, and whether the mean over seeds reaches it, in Markdown sentences; then how far seeds differ, and
+    what other words give.
 
     The targets are for one false alarm in 45 minutes of running speech. There are 45, half of which trains: so each is
     laid beside what is missed at one in 23, and at none."""
@@ -254,4 +301,4 @@ def findings(runs):
             f"{min(none):.1f} to {max(none):.1f} % at none: so far apart, at least, two runs may be by chance. Other "
             "rows are one seed."
         )
-    return "\n".join(lines)
+    return "\n".join(lines + ([unseen_finding(unseen)] if unseen else []))
