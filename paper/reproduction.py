@@ -104,7 +104,20 @@ def compare(profile, root="."):
             if verdict != "identical":
                 moved.append((name, path, value, new.get(path), verdict))
     found = {"profile": profile, "commit": git(root, "rev-parse", "HEAD").strip(), "files": len(old)}
-    return found | {"counts": dict(counts), "tolerance": TOLERANCE, "machine": machine(), "moved": moved}
+    found |= {"counts": dict(counts), "tolerance": TOLERANCE, "made_on": processors(profile, root)}
+    return found | {"machine": machine(), "moved": moved}
+
+
+def processors(profile, root="."):
+    """What the committed runs of a profile were trained on."""
+    files = git(root, "ls-tree", "--name-only", "HEAD", f"results/{profile}/timing/").splitlines()
+    timings = [json.loads(git(root, "show", f"HEAD:{name}")) for name in files if name.endswith(".json")]
+    return sorted({processor(timing["machine"]) for timing in timings if "machine" in timing})
+
+
+def processor(machine):
+    """The GPU of a machine, or else its CPU."""
+    return machine["gpu"] or machine["cpu"]
 
 
 def report(found, most=20):
@@ -113,6 +126,11 @@ def report(found, most=20):
     lines = [f"Reproduction of profile {found['profile']}: {total:,} numbers in {found['files']} files."]
     lines += [f"  {count:7,} {verdict}" for verdict, count in counts.items()]
     lines.append(f"Tolerance: {found['tolerance']}.")
+    if set(found["made_on"]) - {here := processor(found["machine"])}:
+        lines.append(
+            f"The committed runs were made on {' and '.join(found['made_on'])}; this is {here}. Another processor "
+            "rounds differently, and training amplifies it: single epochs and words may move by more."
+        )
     order = {"different": 0, "within tolerance": 1}
     for name, path, old, new, verdict in sorted(found["moved"], key=lambda m: order[m[4]])[:most]:
         by = "absent now" if new is None else f"now {new:.6g}, by {new - old:+.3g}"

@@ -150,6 +150,18 @@ def test_what_moved_is_named_with_its_distance(repository):
     )
 
 
+def test_a_rerun_on_another_processor_is_said_to_be_one(repository):
+    for name, machine in (("a-0", {"cpu": "Abacus", "gpu": None}), ("a-1", {"cpu": "Abacus", "gpu": "Loom"})):
+        write_json(repository / f"results/mine/timing/{name}.json", {"seconds": 5, "machine": machine})
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", "timings")
+    found = reproduction.compare("mine", repository)
+    assert found["made_on"] == ["Abacus", "Loom"]
+    assert "were made on Abacus and Loom; this is " in reproduction.report(found)
+    found["machine"]["cpu"], found["machine"]["gpu"], found["made_on"] = "Abacus", None, ["Abacus"]
+    assert "were made on" not in reproduction.report(found)
+
+
 def test_what_a_rerun_is_compared_with_is_what_the_lock_names(repository):
     """Not its folder: a profile may write elsewhere, and others into its folder. Clocks are not compared."""
     for name, text in (("mine/elsewhere.json", '{"misses": 1, "training_s": 9}'), ("away/a.json", '{"n": 1}')):
