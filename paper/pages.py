@@ -23,6 +23,7 @@ from kwslib.models.registry import MODELS
 from paper import comparisons, deviations, facts, longer, results
 from paper.profile import Profile
 from paper.reports import scan as scan_report
+from paper.reports import wake as wake_report
 from paper.spotting.counts import confused
 from paper.writing import captioned, markdown
 
@@ -163,6 +164,16 @@ def readers(root):
         at = clean["at_card_thresholds"]["1"].values()
         return f"{100 * (mean(w['misses'] for w in at) if key == 'card' else clean['mean_misses']['1']):.0f}"
 
+    def wake_unseen(key):
+        """Of the words that the recipe of wake words was not developed on: how many "words" and "recordings", and of
+        these how many per cent are missed at "one" false alarm of a word, or at "none".
+        """
+        run = wake_report.load_unseen(root / "results/spot/unseen.json")
+        if key in ("words", "recordings"):
+            return str(len(run["n"]) if key == "words" else sum(run["n"].values()))
+        count, of = wake_report.missed(run, alarms={"one": 1, "none": 0}[key])
+        return f"{100 * count / of:.0f}"
+
     def published(path):
         """A number or text of published.yaml."""
         return facts.plain(stated["published"][path])
@@ -205,7 +216,7 @@ def readers(root):
 
     given = (
         fact, measured, times, corpus, superseded, worth, opus_rate, search_gain, recall, quiet, scan, detector,
-        wake_example, published, claimed, table, compared, size, not_run, listening,
+        wake_example, wake_unseen, published, claimed, table, compared, size, not_run, listening,
     )  # fmt: skip
     named = {"deviations": deviation_table, "longer": longer_table, "label": lambda model: MODELS[model].label}
     return {function.__name__: function for function in given} | named
