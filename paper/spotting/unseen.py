@@ -1,7 +1,7 @@
 """The recipe of `kws wake` on words that it was not developed on: `python -m paper.spotting.unseen --out FILE`.
 
-They are words of Speech Commands of two syllables or more that no shipped model was trained to know. Every clip of
-them, of whatever split, is judged: none trains, neither these detectors nor the weights that they start from. The false
+They are words of Speech Commands of two syllables or more that no shipped spotter knows. Every clip of them, of
+whatever split, is judged: none trains, neither these detectors nor the weights that they start from. The false
 alarms are those of the other half of the running speech, as in paper.spotting.wake. Two detectors, of some words each.
 """
 
