@@ -31,6 +31,7 @@ from threading import Lock
 
 from kwslib.io import KwsError, cli, read_csv, read_json, write_json
 from kwslib.training.config import read_yaml
+from kwslib.wake.voices import only_formants
 from paper import witness
 from paper.locks import only_words_changed, renew, stale
 
@@ -204,6 +205,8 @@ def small_runs(of, tree, root):
 def prove_detector(profile, kind, name, trees, root):
     """The proof of a stage that trains or measures detectors: the hash of small runs, equal in both."""
     of = "words" if kind in ("takes", "changed") else kind
+    if kind == "words" and only_formants(read_json(root / f"results/wake/{name}.json")["engines"]):
+        of = "formants"
     with WITNESS_LOCKS[of]:
         found = {"what": f"small runs of {of}"} | {when: small_runs(of, tree, root) for when, tree in trees.items()}
     if found["before"] != found["after"]:

@@ -1,10 +1,10 @@
 """What proves that a change of the code changes no detector: small runs of each kind of stage (see paper.prove).
 
-`words`: wake words from text by two engines, with false alarms that join the negatives; then with recordings; and from
-text by formant voices alone: each is heard, too. `example`: `kwslib.wake.train` with its estimates. `detector`: the
-commands. `encoder`: what wake words start from. `measure`: the shipped detector of the commands on a little of all that
-is measured; `rivals` and `day`: the same, and their own text. They do what the stages of profiles spot, detectors and
-encoder do, on fewer clips or words and in fewer steps."""
+`words`: wake words from text by two engines, with false alarms that join the negatives; then with recordings; each is
+heard, too. `formants`: from text by formant voices alone, with real speech and without. `example`: `kwslib.wake.train`
+with its estimates. `detector`: the commands. `encoder`: what wake words start from. `measure`: the shipped detector of
+the commands on a little of all that is measured; `rivals` and `day`: the same, and their own text. They do what the
+stages of profiles spot, detectors and encoder do, on fewer clips or words and in fewer steps."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from safetensors import safe_open
@@ -23,20 +23,26 @@ SMALL = "--clips 40 --batch 8".split()
 RUNS = {
     "text": "--engines espeak-ng flite --steps 100 --noise".split(),
     "takes": "--engines espeak-ng flite --start text --takes 3 --steps 20 --lr 5e-4".split(),
-    "espeak": "--engines espeak-ng --variants 4 --steps 20 --seed 1".split(),
+}
+FORMANTS = {
+    "espeak": "--engines espeak-ng --variants 4 --steps 100 --seed 1 --noise".split(),
+    "no_speech": "--engines espeak-ng --no-speech --steps 20".split(),
 }
 
 
-def words(tree, speech, corpus, folder):
-    """SHA-256 of all RUNS' weights and misses, with the code in the folder `tree`; files go to `folder`."""
+def words(tree, speech, corpus, folder, runs=RUNS):
+    """SHA-256 of all runs' weights and misses, with the code in the folder `tree`; files go to `folder`."""
     digest, kept = hashlib.sha256(), folder / "cache"
-    for name, options in RUNS.items():
+    for name, options in runs.items():
         options = ["--data", speech, "--cache", kept, "--every", 40, *options, *SMALL, "--corpus", corpus]
         run(tree, folder, "-m", "paper.spotting.wake", name, *options)
         weigh(digest, kept / name)
         result = json.loads((folder / f"results/wake/{name}.json").read_text())
         digest.update(json.dumps([result.get("clean"), result.get("kitchen_10db")]).encode())
     return digest.hexdigest()
+
+
+formants = partial(words, runs=FORMANTS)
 
 
 def example(tree, speech, corpus, folder):

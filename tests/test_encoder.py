@@ -43,7 +43,7 @@ def test_it_learns_its_words(windows, corpus):
 
 @pytest.mark.parametrize("still", [loop.STILL, 0])
 def test_most_of_it_stays_as_it_is_in_a_detector(windows, still):
-    spotter = loop.fresh(["low", "high"], loop.LISTEN, loop.ENCODER)
+    spotter = loop.fresh(["low", "high"], loop.LISTEN)
     before = {k: v.clone() for k, v in spotter.model.state_dict().items()}
     loop.loop(spotter, windows, {}, 3, 4, 1e-3, still=still)
     moved = {k.split(".")[0] + k.split(".")[1] * k.startswith("blocks") for k, v in spotter.model.state_dict().items()
@@ -52,8 +52,8 @@ def test_most_of_it_stays_as_it_is_in_a_detector(windows, still):
     assert all(p.requires_grad for p in spotter.model.parameters())
 
 
-def test_formant_voices_alone_start_from_the_encoder(windows, monkeypatch):
-    """Another engine at hand, and training starts from the shipped classifier."""
+def test_with_formant_voices_alone_most_of_the_encoder_stays(windows, monkeypatch):
+    """Another engine at hand, and all of it is trained."""
     assert voices.only_formants({"espeak-ng": []}) and not voices.only_formants({"espeak-ng": [], "flite": ["slt"]})
     seen = []
     monkeypatch.setattr(loop, "MEMBERS", 1)
@@ -64,4 +64,4 @@ def test_formant_voices_alone_start_from_the_encoder(windows, monkeypatch):
     made["real"] = {"train": [], "noise": []}
     for formants in (True, False):
         loop.fit(["low"], made, [[]], 1, 1, 1e-3, 0, formants=formants)
-    assert seen == [("encoder", loop.STILL), ("mamba_light", 0)]
+    assert seen == [("encoder", loop.STILL), ("encoder", 0)]

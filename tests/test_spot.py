@@ -20,7 +20,7 @@ from paper.spotting.counts import Heard, alarms, delays, hits, mean_of_last, mis
 from paper.spotting.engines import Engine
 from paper.spotting.false_alarms import card_rule, hear
 from paper.spotting.streams import Stream, joined, noise_bed
-from paper.spotting.wake import NEVER, WORDS, judge
+from paper.spotting.wake import NEVER, WORDS, gather, judge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,12 +105,10 @@ def test_repeats_and_other_words_are_counted_by_the_rule_of_a_stream():
 def test_no_recording_of_a_word_that_is_judged_as_unseen_has_trained(corpus, monkeypatch):
     judged = {word for group in unseen.GROUPS for word in group}
     assert not judged & {word for known in kwslib.pretrained() for word in known.words} and not judged & set(WORDS)
-    monkeypatch.setattr(unseen, "speakers", lambda engines, variants: {})
-    monkeypatch.setattr(unseen, "speak", lambda *given: {})
-    monkeypatch.setattr(unseen, "fit", lambda phrases, material, takes, *rest: material["real"])
+    monkeypatch.setattr("paper.spotting.wake.speak", lambda *given: {})
     packed = kwslib.load_corpus(corpus)
     word, speech = str(packed.words[0]), np.ones(9, np.int16)
-    real = unseen.learn([word], corpus, [speech], 1, 1, 1, 1e-3, 0)
+    real = gather([word], {}, 1, 0, corpus, [speech])["real"]
     padded, beside = unseen.clips(packed, word), unseen.BESIDE
     own = [wave[beside : len(wave) - beside].tobytes() for wave in padded]
     assert len(own) == (packed.words == word).sum() and not any(w[:beside].any() or w[-beside:].any() for w in padded)

@@ -14,7 +14,6 @@ from kwslib.models import build
 from kwslib.models.ensemble import members_of
 from kwslib.wake import loop, negatives, report, voices
 from kwslib.wake.loop import logits_of, loudest
-from kwslib.wake.pronunciation import ALONE, FLUENT, full_phones, full_vowels
 from kwslib.wake.windows import Windows
 from paper import release
 from paper.spotting.changed import CHANGES, highest
@@ -100,34 +99,6 @@ def test_the_highest_window_counts_where_training_pools():
     with CHANGES["max_pooling"]():
         assert loop.logits_of is highest
     assert loop.logits_of is logits_of
-
-
-def test_vowels_are_made_full_and_consonants_stay():
-    """Only reduced vowels change; a diphthong that ends in a schwa is none of them."""
-    rng = np.random.default_rng(0)
-    said = [full_vowels("k@mpj'u:t#3", rng) for _ in range(40)]
-    assert all(s.startswith("[[k") and s.endswith("]]") and "mpj'u:t" in s for s in said)
-    assert len(set(said)) > 10 and any("@m" not in s for s in said)
-    assert {full_vowels("sm'A@t", rng) for _ in range(20)} == {"[[sm'A@t]]"}
-    spelled = [full_phones("pau k ax m p y uw t er pau", rng).split() for _ in range(40)]
-    assert all([p for p in s if p in ("k", "m", "p", "y", "t")] == list("kmpyt") for s in spelled)
-    assert {s[2] for s in spelled} >= {"aa", "eh", "ao"}
-
-
-def test_a_phrase_said_alone_is_slower():
-    jobs = [voices.jobs(["computer"], 12, {"espeak-ng": []}, 0, pace=pace) for pace in (FLUENT, ALONE)]
-    fluent, alone = ([len(w) for w in voices.speak(j, workers=1) if w is not None] for j in jobs)
-    assert len(alone) == 12 and np.mean(alone) > 1.15 * np.mean(fluent)
-
-
-def test_listed_variants_speak_and_others_do_not():
-    """Those of training, as many as asked for; the held-out ones stay out of every list."""
-    few = voices.variants()[:2]
-    made = voices.jobs(["hello", "world"], 5, {"espeak-ng": few, "flite": ["slt"]}, 0)
-    assert {job.voice for job in made if job.engine == "espeak-ng"} == set(few)
-    assert {job.engine for job in made} == {"espeak-ng", "flite"}
-    assert {job.voice for job in voices.jobs(["hello"], 5, {"espeak-ng": few}, 0, held=True)} == {None}
-    assert not set(voices.variants()) & set(voices.variants(held=True))
 
 
 def test_the_word_is_cut_from_a_take():

@@ -25,9 +25,8 @@ from kwslib.wake import negatives, report, voices
 from kwslib.wake.pronunciation import ALONE
 from kwslib.wake.windows import Windows
 
-START = "mamba_light"  # the shipped weights that training starts from
-# Where formants are all there is, it starts from an encoder of many words in many voices (paper/spotting/encoder.py).
-# The front-end and so many of its blocks stay as they are.
+# Training starts from an encoder of many words in many voices (paper/spotting/encoder.py). Where formants are all there
+# is, the front-end and so many of its blocks stay as they are.
 ENCODER, STILL = Path(__file__).with_name("encoder.safetensors"), 4
 MEMBERS = 2  # of an ensemble: which false alarm is the worst, and which speaker is missed, is chance of a training
 GO_ON = 220 / 600  # steps with the user's recordings, after those of the text, as a share of these; at half the rate
@@ -168,7 +167,7 @@ def speak_held(phrases, found, clips, seed=0, workers=None, near=()):
 
 def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None, past_s=0.0, formants=False):
     """The trained KeywordSpotter; each member of its model is trained by itself, on windows of its own. spotter: one
-    that goes on, or None to start from shipped weights, MEMBERS times. past_s: seconds heard before the window in half
+    that goes on, or None to start from the encoder, MEMBERS times. past_s: seconds heard before the window in half
     of the batches, for a detector that carries its state from window to window. formants: no other voices speak."""
     torch.manual_seed(seed)
     keep_memory()
@@ -184,15 +183,14 @@ def fit(phrases, material, takes, steps, batch, lr, seed, spotter=None, past_s=0
     windows = Windows(
         material["positives"], pools, material["word_of"], real["noise"], size, seed, round(past_s * SAMPLE_RATE)
     )
-    start, still = (ENCODER, STILL) if formants else (START, 0)
-    spotter = spotter or fresh(phrases, listen, start, MEMBERS)
+    spotter = spotter or fresh(phrases, listen, members=MEMBERS)
     windows.own = [[loudest(take, spoken) for take in group] for group, spoken in zip(takes, material["positives"])]
     members = members_of(spotter.model)
     for i, member in enumerate(members):
         if len(members) > 1:
             print(f"model {i + 1} of {len(members)}", file=sys.stderr, flush=True)
         one = KeywordSpotter(member, spotter.card)
-        loop(one, windows, material, steps, batch, lr, still)
+        loop(one, windows, material, steps, batch, lr, STILL if formants else 0)
         members[i] = one.model
     spotter.model = Ensemble(members).eval() if len(members) > 1 else members[0]
     return spotter
@@ -205,10 +203,10 @@ def loudest(take, spoken):
     return take[start : start + size]
 
 
-def fresh(phrases, listen, start=START, members=1):
-    """A KeywordSpotter with an encoder's weights and a new head; with several `members`, each has them. Its features
-    are ln(power + 1e-6), without a floor of the clip's own, so that they do not depend on the window; scaled, they are
-    what the encoder has learned to read."""
+def fresh(phrases, listen, start=ENCODER, members=1):
+    """A KeywordSpotter with the weights of `start`, a checkpoint or a shipped name, and a new head; with several
+    `members`, each has them. Its features are ln(power + 1e-6), without a floor of the clip's own, so that they do not
+    depend on the window; scaled, they are what the weights have learned to read."""
     weights, origin = read_checkpoint(start)
     unit = 1 if origin["features"]["scale"] == "log" else DB
     norm = {k: v / unit for k, v in origin["normalisation"].items()}

@@ -1,9 +1,10 @@
 """Synthetic speakers: every text-to-speech engine at hand, found by itself.
 
 espeak-ng (formants; hundreds of variants, in the extra `synthetic`), flite (four recorded speakers; `apt install
-flite`) and Piper (neural; `pip install piper-tts` and a voice file NAME.onnx with NAME.onnx.json, in a folder of
-$PIPER_VOICES, in ~/.local/share/piper-voices, or in an installed package whose name holds "piper_voice"). Engines made
-from few recorded speakers are played at 0.85 to 1.2 times their rate, which moves pitch and formants: other throats.
+flite`), SVOX Pico (two recorded speakers; `pip install ttspico`, which compiles it) and Piper (neural; `pip install
+piper-tts` and a voice file NAME.onnx with NAME.onnx.json, in a folder of $PIPER_VOICES, in ~/.local/share/piper-voices,
+or in an installed package whose name holds "piper_voice"). Engines made from few recorded speakers are played at 0.85
+to 1.2 times their rate, which moves pitch and formants: other throats.
 
 Three in eight of espeak-ng's variants are held out of training, to estimate thresholds with voices never heard."""
 
@@ -35,6 +36,7 @@ from kwslib.wake.pronunciation import FLUENT, SHARE, Pace, full_phones, full_vow
 LICENCES = {
     "espeak-ng": "GPL-3.0, its speech free",
     "flite": "BSD-like, CMU",
+    "pico": "Apache-2.0, SVOX",
     "piper": "GPL-3.0; each voice has its own licence",
 }
 MNEMONICS, IPA = 0, 2  # modes of espeak_TextToPhonemes
@@ -64,6 +66,8 @@ def engines():
         found["flite"] = sorted(set(listed) - {"kal", "awb_time"})  # at 8 kHz; says nothing but the time
     if importlib.util.find_spec("piper") and (files := piper_files()):
         found["piper"] = files
+    if importlib.util.find_spec("ttspico"):
+        found["pico"] = ["en-GB", "en-US"]
     if "espeak-ng" not in found:
         raise KwsError("wake words need espeak-ng, for phonemes too; install it with: pip install kwslib[synthetic]")
     return found
@@ -160,7 +164,7 @@ def _phones(text):
 def _speak(job):
     rng = np.random.default_rng(job.seed)
     try:
-        wave = {"espeak-ng": _espeak, "flite": _flite, "piper": _piper}[job.engine](job, rng)
+        wave = {"espeak-ng": _espeak, "flite": _flite, "piper": _piper, "pico": _pico}[job.engine](job, rng)
     except Unreadable:
         return None
     loud = np.flatnonzero(np.abs(wave) > 0.02 * np.abs(wave).max(initial=1e-9))
@@ -239,6 +243,22 @@ def _piper(job, rng):
     )  # fmt: skip
     wave = np.concatenate([chunk.audio_float_array for chunk in voice.synthesize(job.text, how)])
     return _throat(rng, resample(wave.astype(np.float32), voice.config.sample_rate))
+
+
+@lru_cache
+def _pico_voice(language):
+    from ttspico import TtsEngine
+
+    return TtsEngine(language)
+
+
+def _pico(job, rng):
+    voice = _pico_voice(job.voice)
+    voice.rate = round(100 / rng.uniform(*job.pace.stretch))  # % of its usual rate
+    voice.pitch = round(100 * rng.uniform(0.8, 1.25))
+    if not (spoken := voice.speak(job.text)):  # at 16 kHz
+        raise Unreadable(f"Pico says nothing for {job.text!r}")
+    return _throat(rng, np.frombuffer(spoken, np.int16) / 32768)
 
 
 def _throat(rng, wave):

@@ -27,6 +27,7 @@ from kwslib.wake.pronunciation import ALONE
 from paper.spotting.streams import kept
 from paper.spotting.wake import recordings
 
+START = "mamba_light"  # the shipped weights that training starts from
 COMMANDS = ["down", "go", "left", "no", "right", "stop", "up", "yes"]
 HELD_WORDS = {"validation": ["bed", "five"], "testing": ["on", "off"]}  # of the corpus; the rare ones are for testing
 PAST_S = 3.0  # heard before a window: the detector learns to carry its state, too
@@ -128,7 +129,7 @@ def span(wave, bridge=15):
 
 def start():
     """A spotter with the shipped encoder, and the shipped head's rows for the commands."""
-    spotter, (weights, card) = loop.fresh(COMMANDS, loop.LISTEN), read_checkpoint(loop.START)
+    spotter, (weights, card) = loop.fresh(COMMANDS, loop.LISTEN, START), read_checkpoint(START)
     rows = [card["labels"].index(c) for c in COMMANDS]
     with torch.no_grad():
         spotter.model.head.classify[-1].weight.copy_(weights["head.classify.4.weight"][rows])

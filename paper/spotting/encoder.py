@@ -24,7 +24,7 @@ from kwslib.machine import autocast_to, keep_memory, pick_precision
 from kwslib.wake import loop, negatives, voices
 from kwslib.wake.pronunciation import ALONE
 from kwslib.wake.windows import Windows
-from paper.spotting.commands import HELD_FLITE, trimmed
+from paper.spotting.commands import HELD_FLITE, START, trimmed
 from paper.spotting.wake import recordings
 
 CLIPS = {"espeak-ng": 10, "flite": 3, "piper": 4}  # of each word: espeak-ng's in variants drawn anew, others' by voice
@@ -33,7 +33,7 @@ SHARE = 3  # a word with real clips is drawn so many times as often
 
 def speak(words, seed=0, workers=1):
     """({word: int16 waves}, waves of 300 sentences, {engine: voices})."""
-    found = {e: [v for v in names if v != HELD_FLITE] for e, names in voices.engines().items()}
+    found = {e: [v for v in names if v != HELD_FLITE] for e, names in voices.engines().items() if e in CLIPS}
     jobs = [
         voices.Job(text, engine, voice, False, 1_000_003 * (seed + 1) + 1009 * i + 97 * j + k, ALONE)
         for i, text in enumerate(words)
@@ -69,7 +69,7 @@ def material(corpus, speech, seed=0, workers=1):
 
 def begin(words, corpus):
     """A KeywordSpotter of these words with Mamba-Light's weights, on features scaled to what those have learned."""
-    spotter = loop.fresh(words, loop.LISTEN)
+    spotter = loop.fresh(words, loop.LISTEN, START)
     spotter.card["corpus"] = corpus.origin()
     del spotter.card["detector"]
     torch.nn.init.zeros_(spotter.model.head.classify[-1].bias)

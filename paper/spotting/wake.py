@@ -5,6 +5,7 @@ trains; the other half gives the false alarms. A run trains one detector for all
 `kws wake`, or judges the one that `kws wake --out CACHE/RUN` has trained."""
 
 import argparse
+import functools
 import time
 import zipfile
 from pathlib import Path
@@ -52,10 +53,13 @@ def judge(spotter, takes, speech):
         for rate, limit in limits.items():
             alarms = sum(e >= limit[word] for e in events[label])
             at_limits[rate][word] = {"misses": float((best < limit[word]).mean()), "alarms": alarms}
-    points = list(zip(*rows.values()))  # as many as the word with the fewest false alarms has
-    mean = {own[0]["alarms"]: float(np.mean([row["misses"] for row in own])) for own in points}
-    found = {"hours": hours, "words": rows, "mean_misses": mean}
+    found = {"hours": hours, "words": rows, "mean_misses": mean_of(rows)}
     return found | ({"at_card_thresholds": at_limits} if limits else {})
+
+
+def mean_of(words):
+    """{alarms: mean misses of the words}, as far as the word with the fewest false alarms has them."""
+    return {own[0]["alarms"]: float(np.mean([row["misses"] for row in own])) for own in zip(*words.values())}
 
 
 def noisy(waves, noise, snr=10.0, seed=0):
@@ -78,6 +82,24 @@ def speakers(engines, variants):
     return found | ({"espeak-ng": voices.variants()[:variants]} if variants else {})
 
 
+def gather(phrases, found, clips, seed, corpus=None, speech=(), bank=None):
+    """What `fit` needs: what the engines `found` say, perhaps kept in the file `bank`; a corpus' clips and running
+    speech are its negatives."""
+    empty = {"train": [], "held": [], "noise": [], "sources": []}
+    made = functools.partial(speak, phrases, found, empty, clips, seed, 1)
+    material = kept(bank, made) if bank else made()
+    material["real"] = negatives.real([corpus] if corpus else [], phrases)
+    material["real"]["train"] += speech
+    return material
+
+
+def recipe_options(parser):
+    """Those of the recipe, as `kws wake` has them."""
+    for key, value in dict(steps=600, batch=64, clips=450, seed=0).items():
+        parser.add_argument(f"--{key}", type=int, default=value)
+    parser.add_argument("--lr", type=float, default=1e-3)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", help="of the run, and of its file in results/wake")
@@ -91,19 +113,15 @@ def main():
     parser.add_argument("--no-speech", action="store_true", help="no real speech trains, as in `kws wake` without any")
     parser.add_argument("--noise", action="store_true", help="judge in kitchen noise at 10 dB, too")
     parser.add_argument("--every", type=int, default=1, help="judge on every n-th recording only")
-    for key, value in dict(steps=600, batch=64, clips=450, seed=0).items():
-        parser.add_argument(f"--{key}", type=int, default=value)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    recipe_options(parser)
     a, started = parser.parse_args(), time.time()
     torch.set_num_threads(1)  # so that a run gives the same numbers alone and beside others
     cache = Path(a.cache)
     cache.mkdir(parents=True, exist_ok=True)
     found = speakers(a.engines, a.variants)
-    empty = {"train": [], "held": [], "noise": [], "sources": []}
     bank = cache / f"{'-'.join(found)}-{a.variants}-{a.clips}-{a.seed}.pickle"  # of several runs
-    material = kept(bank, lambda: speak(WORDS, found, empty, a.clips, a.seed, 1))
-    material["real"] = negatives.real([] if a.no_speech else [a.corpus], WORDS)
-    material["real"]["train"] += [] if a.no_speech else recordings(a.data, half=0)[None]
+    real = () if a.no_speech else (a.corpus, recordings(a.data, half=0)[None])
+    material = gather(WORDS, found, a.clips, a.seed, *real, bank=bank)
     takes = recordings(a.data, half=1)
     speech, chosen = takes.pop(None), {}
     if a.takes:
