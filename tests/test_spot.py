@@ -14,7 +14,7 @@ from kwslib.data.audio import coloured_noise
 from kwslib.data.folder import which_set
 from kwslib.io import read_json
 from paper.reports import spot
-from paper.spotting import counts, day, rivals, unseen
+from paper.spotting import counts, day, encoder, rivals, unseen
 from paper.spotting.commands import COMMANDS, span, trimmed
 from paper.spotting.counts import Heard, alarms, delays, hits, mean_of_last, missed_at, per_thousand
 from paper.spotting.engines import Engine
@@ -109,11 +109,15 @@ def test_no_recording_of_a_word_that_is_judged_as_unseen_has_trained(corpus, mon
     packed = kwslib.load_corpus(corpus)
     word, speech = str(packed.words[0]), np.ones(9, np.int16)
     real = gather([word], {}, 1, 0, corpus, [speech])["real"]
-    padded, beside = unseen.clips(packed, word), unseen.BESIDE
-    own = [wave[beside : len(wave) - beside].tobytes() for wave in padded]
-    assert len(own) == (packed.words == word).sum() and not any(w[:beside].any() or w[-beside:].any() for w in padded)
+    padded, silence, heard = unseen.clips(packed, word), unseen.BESIDE, encoder.beside(packed)
+    own = [wave[silence : len(wave) - silence].tobytes() for wave in padded]
+    assert (
+        len(own) == ((packed.words == word).sum() - (packed.words[heard] == word).sum()) < (packed.words == word).sum()
+    )
+    assert not any(w[:silence].any() or w[-silence:].any() for w in padded)
     assert real["train"][-1] is speech and len(real["train"]) > 1
     assert not set(own) & {w.tobytes() for w in real["train"] + real["held"]}
+    assert not set(own) & {packed.waves[i, : packed.samples[i]].tobytes() for i in heard}
 
 
 def test_intervals_are_the_exact_ones():

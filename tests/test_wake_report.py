@@ -70,11 +70,12 @@ def test_a_changed_recipe_stands_beside_the_recipe(runs, tmp_path):
     assert "changes" not in wake.wake_tables(runs, folder)
     folder.mkdir()
     (folder / "no_warp.json").write_text(json.dumps(run("tried/no_warp", (0.09, 0.05), steps=900)))
+    (folder / "mamba_light.json").write_text(json.dumps(run("text", (0.05, 0.01))))
     df, caption = wake.wake_tables(runs, folder)["changes"]
     rows = df.set_index("recipe")
-    assert list(rows["mean"]) == ["2.0", "7.0", "15.0"] and rows["computer"]["no time warp"] == "9.0"
-    assert list(rows["models × steps"]) == ["2 × 600", "1 × 900", "2 × 600"]
-    assert list(rows["mean, kitchen noise, 10 dB"]) == ["12.0", "17.0", "25.0"] and "one false alarm" in caption
+    assert list(rows["mean"]) == ["2.0", "3.0", "7.0", "15.0"] and rows["computer"]["no time warp"] == "9.0"
+    assert list(rows["models × steps"]) == ["2 × 600", "2 × 600", "1 × 900", "2 × 600"]
+    assert list(rows["mean, kitchen noise, 10 dB"]) == ["12.0", "13.0", "17.0", "25.0"] and "one false alarm" in caption
 
 
 def test_words_that_the_recipe_was_not_developed_on_count_by_their_recordings(runs, tmp_path):
@@ -87,6 +88,20 @@ def test_words_that_the_recipe_was_not_developed_on_count_by_their_recordings(ru
     assert rows["clean"]["all recordings"] == f"22.5 / 20.0 [{100 * low:.1f}–{100 * high:.1f}]"
     said = wake.findings(runs, other).splitlines()[-1]
     assert said.startswith("- Of 40 recordings of 2 words") and "misses 20.0 % at one" in said and "not reached" in said
+
+
+def test_an_earlier_recipe_stands_beside_it(runs, monkeypatch):
+    """Each judged on recordings of its own number; words that decided the change, and others."""
+    monkeypatch.setattr(wake, "GROUPS", [["snowboy"], ["computer", "view glass"]])
+    now = run("unseen", (0.5, 0.1)) | {"n": {"computer": 10, "snowboy": 30}}
+    before = run("unseen", (0.7, 0.2)) | {"n": {"computer": 20, "snowboy": 40}}
+    df, caption = wake.wake_tables(runs, unseen=now, before=before)["unseen"]
+    rows = df.set_index("word")["clean, from Mamba-Light's weights"]
+    assert list(rows[:2]) == ["72 / 70", "22 / 20"] and rows.iloc[-1].startswith("38.3 / 36.7 [")  # 23 and 22 of 60
+    assert "was judged on 60 clips" in caption
+    said = wake.findings(runs, now, before).splitlines()[-1]
+    assert "missed 36.7 and 38.3 %. What it missed of “computer” and “view glass” decided" in said
+    assert "Of the other 1 words it missed 8 of 40 recordings at one false alarm; now it is 3 of 30." in said
 
 
 def test_the_figure_orders_runs_by_what_is_varied(runs):

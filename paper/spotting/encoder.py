@@ -59,12 +59,17 @@ def material(corpus, speech, seed=0, workers=1):
     words = sorted({*kept, *(w for w, clips in real.items() if clips)})
     groups = [said.get(w, []) + real.get(w, [])[: 4 * max(50, len(said.get(w, [])))] for w in words]
     which = [i for i, w in enumerate(words) for _ in range(SHARE if real.get(w) else 1)]
-    others = [corpus.waves[i, : corpus.samples[i]] for i in np.flatnonzero(training)[::10]]
+    others = [corpus.waves[i, : corpus.samples[i]] for i in beside(corpus)]
     pools = {"near": [], "word": [w for own in groups for w in own[:2]], "sentence": sentences}
     pools |= {"long": recordings(speech, half=0)[None], "clip": others}
     size, noise = round(loop.LISTEN["window_s"] * SAMPLE_RATE), [noise_of(corpus, "training").flatten()]
     windows = Windows([groups[i] for i in which], pools, [0], noise, size, seed, shares={"phrase": 1.0})
     return words, windows, torch.tensor(which), found
+
+
+def beside(corpus):
+    """The rows of a corpus that stand beside words, without a label: every tenth of its training clips, of any word."""
+    return np.flatnonzero(corpus.splits == "training")[::10]
 
 
 def begin(words, corpus):

@@ -1,8 +1,9 @@
 """The recipe of `kws wake` on words that it was not developed on: `python -m paper.spotting.unseen --out FILE`.
 
-They are words of Speech Commands of two syllables or more that no shipped spotter knows. Every clip of them, of
-whatever split, is judged: none trains, neither these detectors nor the weights that they start from. The false
-alarms are those of the other half of the running speech, as in paper.spotting.wake. Two detectors, of some words each.
+They are words of Speech Commands of two syllables or more that no shipped spotter knows. Their clips, of whatever
+split, are judged: none trains, neither these detectors nor the encoder that they start from, but for a few that stood
+beside other words when that was trained, and are left out. The false alarms are those of the other half of the running
+speech, as in paper.spotting.wake. Two detectors, of some words each.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from kwslib.data.tasks import noise_of
 from kwslib.io import SAMPLE_RATE, cli, write_json
 from kwslib.wake import voices
 from kwslib.wake.loop import fit
+from paper.spotting.encoder import beside
 from paper.spotting.wake import gather, judge, mean_of, noisy, recipe_options, recordings, speakers
 
 GROUPS = ["marvin seven sheila".split(), "backward follow forward visual".split()]
@@ -24,8 +26,8 @@ BESIDE = SAMPLE_RATE // 2  # samples of silence on both sides of a clip: a clip 
 
 
 def clips(corpus, word):
-    """Every clip of a word, int16, with silence on both sides."""
-    rows = np.flatnonzero(corpus.words == word)
+    """The clips of a word that the encoder has not heard, int16, with silence on both sides."""
+    rows = np.setdiff1d(np.flatnonzero(corpus.words == word), beside(corpus))
     return [np.pad(corpus.waves[i, : corpus.samples[i]], BESIDE) for i in rows]
 
 
