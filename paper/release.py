@@ -130,7 +130,7 @@ phrases gives no event. float16 on disk, float32 in use.
 and sentences by the same voices, the training clips of {sources[0].get("name")} ({card["corpus"]["attribution"]}), and 22 minutes of running
 speech (Picovoice's speech-to-intent-benchmark, Apache 2.0). Licence of the data: {card["corpus"]["licence"]} and Apache 2.0. Code and weights: MIT.
 
-**Recipe.** From the shipped mamba_light; {wake["steps"]:,} steps of {wake["batch"]} windows for each model, {wake["seconds"] / 60:.0f} minutes in all on a shared machine, seed
+**Recipe.** From an encoder of many words (`kwslib/wake/encoder.json`); {wake["steps"]:,} steps of {wake["batch"]} windows for each model, {wake["seconds"] / 60:.0f} minutes in all on a shared machine, seed
 {wake["seed"]}: `python -m paper.spotting.example`. Thresholds come from {card["validation"]["hours"]:.1f} h of {heard} without the phrases, kept from training.
 
 **Test.** {card["test"]["n"]:,} recordings of people saying a phrase (Picovoice's wake-word-benchmark, Apache 2.0), and {minutes} of running speech

@@ -5,7 +5,7 @@ pronunciation.py  how a phrase is said alone: slower, and with unstressed vowels
 negatives.py      what is not the phrase: near words, common words, sentences, real speech
 windows.py        windows drawn from both, in rooms, with noise
 loop.py           the training
-encoder.*         weights that training starts from where only formant voices speak (paper/spotting/encoder.py)
+encoder.*         weights that training starts from: they know many words (paper/spotting/encoder.py)
 report.py         misses against false alarms, thresholds"""
 
 import lazy_loader

@@ -4,7 +4,7 @@
 
 One softmax over the common words of kwslib/wake/words.txt (less the fifth that estimates hold out) in synthetic voices,
 formants and recorded ones, and the words of the corpus in real ones, drawn by `Windows` as wake words are. A word that
-sounds alike in all voices is what a detector needs that hears its own phrase in formant voices alone. It starts from
+sounds alike in all voices is what a detector needs that hears its own phrase in synthetic voices alone. It starts from
 Mamba-Light's shipped weights. One half of the running speech stands beside words; the other half judges detectors."""
 
 import argparse
