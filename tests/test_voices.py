@@ -4,7 +4,9 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
+from kwslib.io import KwsError
 from kwslib.wake import voices
 from kwslib.wake.pronunciation import ALONE, FLUENT, full_phones, full_vowels
 
@@ -38,25 +40,30 @@ def test_listed_variants_speak_and_others_do_not():
 
 
 def test_pico_is_found_and_speaks_in_the_pace_that_was_asked_for(monkeypatch):
-    """Through a stand-in for the package, which has to be compiled: its rate and pitch, and its silence."""
+    """Through a stand-in for the package, which has to be compiled: like Pico, each engine goes on from what it said."""
 
     class TtsEngine:
         def __init__(self, language):
-            self.language = language
+            if language not in ("en-GB", "en-US"):
+                raise RuntimeError("no such language")
+            self.language, self.said = language, 0
 
         def speak(self, text):
             asked.append((self.language, self.rate, self.pitch))
-            return (1000 * np.sin(np.arange(8000))).astype(np.int16).tobytes() if text == "hello" else None
+            self.said += 1
+            return (1000 * np.sin(np.arange(8000) * self.said)).astype(np.int16).tobytes() if text == "hello" else None
 
     asked, find = [], voices.importlib.util.find_spec
     monkeypatch.setitem(sys.modules, "ttspico", SimpleNamespace(TtsEngine=TtsEngine))
-    monkeypatch.setattr(voices.importlib.util, "find_spec", lambda name: name == "ttspico" or find(name))
+    monkeypatch.setattr(voices.importlib.util, "find_spec", lambda name, *rest: name == "ttspico" or find(name, *rest))
     assert voices.engines()["pico"] == ["en-GB", "en-US"]
     jobs = [voices.Job("hello", "pico", voice, False, i, ALONE) for i in range(10) for voice in ("en-GB", "en-US")]
     said = [voices._speak(job) for job in jobs]
+    assert np.array_equal(said[3], voices._speak(jobs[3]))  # whatever was said before
     languages, rates, pitches = zip(*asked)
     assert len(set(languages)) == 2 and 100 / 1.7 - 1 <= min(rates) < 75 and 90 < max(rates) <= 100 / 0.85 + 1
     assert 80 <= min(pitches) < max(pitches) <= 125
     assert 8000 / 1.2 - 20 < min(map(len, said)) < 7500 and 8500 < max(map(len, said)) < 8000 / 0.85 + 20  # throats
     assert voices._speak(jobs[0]._replace(text="…")) is None
-    voices._pico_voice.cache_clear()
+    with pytest.raises(KwsError, match="install ttspico again"):
+        voices._speak(jobs[0]._replace(voice="en-XX"))

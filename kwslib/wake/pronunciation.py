@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Pace(NamedTuple):
-    """Ranges of tempo. words: espeak-ng's words a minute; stretch: how long flite and Piper make each sound."""
+    """Ranges of tempo. words: espeak-ng's words a minute; stretch: how long the others make each sound."""
 
     words: tuple
     stretch: tuple

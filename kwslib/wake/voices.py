@@ -245,15 +245,14 @@ def _piper(job, rng):
     return _throat(rng, resample(wave.astype(np.float32), voice.config.sample_rate))
 
 
-@lru_cache
-def _pico_voice(language):
+def _pico(job, rng):
     from ttspico import TtsEngine
 
-    return TtsEngine(language)
-
-
-def _pico(job, rng):
-    voice = _pico_voice(job.voice)
+    try:
+        voice = TtsEngine(job.voice)  # anew: what it says depends on what it has said before
+    except RuntimeError as e:
+        raise KwsError(f"Pico cannot speak {job.voice} ({e}); install ttspico again, or remove it") from None
+    voice.volume = 50  # at 100 it clips
     voice.rate = round(100 / rng.uniform(*job.pace.stretch))  # % of its usual rate
     voice.pitch = round(100 * rng.uniform(0.8, 1.25))
     if not (spoken := voice.speak(job.text)):  # at 16 kHz
