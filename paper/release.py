@@ -121,7 +121,7 @@ def wake_text(name, card, run, largest):
     return f"""# {name}
 
 An example of wake words of one's own: what `kws wake {asked}` makes of the text alone. `kwslib.load("{name}").spot("a.wav", alarms_per_hour=1)`,
-or `.stream()`. The mean of {members} models, each Mamba-Light's encoder with one sigmoid a phrase, over {card["detector"]["window_s"]:g} s: what is none of the
+or `.stream()`. The mean of {members} models, each of Mamba-Light's shape with one sigmoid a phrase, over {card["detector"]["window_s"]:g} s: what is none of the
 phrases gives no event. float16 on disk, float32 in use.
 
 **Phrases.** {", ".join(words)}.

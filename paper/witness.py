@@ -1,10 +1,11 @@
 """What proves that a change of the code changes no detector: small runs of each kind of stage (see paper.prove).
 
 `words`: wake words from text by two engines, with false alarms that join the negatives; then with recordings; each is
-heard, too. `formants`: from text by formant voices alone, with real speech and without. `example`: `kwslib.wake.train`
-with its estimates. `detector`: the commands. `encoder`: what wake words start from. `measure`: the shipped detector of
-the commands on a little of all that is measured; `rivals` and `day`: the same, and their own text. They do what the
-stages of profiles spot, detectors and encoder do, on fewer clips or words and in fewer steps."""
+heard, too. `formants`: from text by formant voices alone, with real speech and without. `changed`: the recipe with one
+change. `example`: `kwslib.wake.train` with its estimates. `detector`: the commands. `encoder`: what wake words start
+from. `measure`: the shipped detector of the commands on a little of all that is measured; `rivals` and `day`: the same,
+and their own text. They do what the stages of profiles spot, detectors and encoder do, on fewer clips or words and in
+fewer steps."""
 
 import hashlib
 import json
@@ -45,6 +46,29 @@ def words(tree, speech, corpus, folder, runs=RUNS):
 formants = partial(words, runs=FORMANTS)
 
 
+def changed(tree, speech, corpus, folder):
+    """SHA-256 of the weights and misses of the recipe with each change."""
+    digest = hashlib.sha256()
+    for change in ("one_model", "no_pace", "no_warp", "max_pooling"):
+        options = ["--data", speech, "--corpus", corpus, "--cache", folder / change, "--every", 40, *SMALL]
+        run(tree, folder, "-c", CHANGED, change, *options, "--engines", "espeak-ng", "flite", "--steps", 20)
+        weigh(digest, folder / change / change)
+        digest.update(json.dumps(json.loads((folder / f"results/wake/{change}.json").read_text())["clean"]).encode())
+    return digest.hexdigest()
+
+
+CHANGED = """
+import contextlib, sys
+from unittest import mock
+from paper.spotting import changed
+from kwslib.wake import loop
+def before_the_encoder():
+    return mock.patch.object(loop, "MEMBERS", 1)
+with getattr(changed, "one_of_mamba_light", before_the_encoder)(), changed.CHANGES[sys.argv[1]]():
+    changed.wake.main()
+"""
+
+
 def example(tree, speech, corpus, folder):
     """SHA-256 of the weights, and of the thresholds that are estimated."""
     digest = hashlib.sha256()
@@ -57,7 +81,7 @@ def example(tree, speech, corpus, folder):
 EXAMPLE = """
 import sys
 from kwslib.wake import train, voices
-found = {e: v for e, v in voices.engines().items() if e != "piper"}
+found = {e: v for e, v in voices.engines().items() if e in ("espeak-ng", "flite")}
 train(["snowboy"], sys.argv[1], negative_paths=[sys.argv[2]], steps=20, batch=8, clips=40, found=found)
 """
 

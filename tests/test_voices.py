@@ -40,7 +40,7 @@ def test_listed_variants_speak_and_others_do_not():
 
 
 def test_pico_is_found_and_speaks_in_the_pace_that_was_asked_for(monkeypatch):
-    """Through a stand-in for the package, which has to be compiled: like Pico, each engine goes on from what it said."""
+    """Through a stand-in for the package, which is to be compiled: like Pico, it goes on from what it has said."""
 
     class TtsEngine:
         def __init__(self, language):

@@ -31,6 +31,7 @@ START = "mamba_light"  # the shipped weights that training starts from
 COMMANDS = ["down", "go", "left", "no", "right", "stop", "up", "yes"]
 HELD_WORDS = {"validation": ["bed", "five"], "testing": ["on", "off"]}  # of the corpus; the rare ones are for testing
 PAST_S = 3.0  # heard before a window: the detector learns to carry its state, too
+ENGINES = ("espeak-ng", "flite", "piper")  # those of them that are at hand
 HELD_FLITE = "rms"  # this recorded speaker says the test sentences only
 
 
@@ -66,8 +67,7 @@ def near_words(words, count, seed=0, held=False):
 
 def speak(clips=500, seed=0, workers=1):
     """The synthetic negatives that train: a dict as `kwslib.wake.loop.fit` takes it."""
-    found = voices.engines()
-    found = {e: [v for v in names if v != HELD_FLITE] for e, names in found.items()}
+    found = {e: [v for v in names if v != HELD_FLITE] for e, names in voices.engines().items() if e in ENGINES}
     words = words_for("training")
     near = near_words(words, max(4, clips // 12), seed)
     wanted = {
@@ -128,7 +128,7 @@ def span(wave, bridge=15):
 
 
 def start():
-    """A spotter with the shipped encoder, and the shipped head's rows for the commands."""
+    """A spotter with Mamba-Light's shipped weights, and its head's rows for the commands."""
     spotter, (weights, card) = loop.fresh(COMMANDS, loop.LISTEN, START), read_checkpoint(START)
     rows = [card["labels"].index(c) for c in COMMANDS]
     with torch.no_grad():

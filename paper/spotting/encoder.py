@@ -1,11 +1,12 @@
-"""The encoder that `kws wake` starts from: it names some five hundred words, in as many voices as there are.
+"""The encoder that `kws wake` starts from: it names some five hundred words in many voices.
 
     python -m paper.spotting.encoder --corpus data/spot --speech wake_words.zip --out checkpoints/spot/encoder
 
 One softmax over the common words of kwslib/wake/words.txt (less the fifth that estimates hold out) in synthetic voices,
-formants and recorded ones, and the words of the corpus in real ones, drawn by `Windows` as wake words are. A word that
-sounds alike in all voices is what a detector needs that hears its own phrase in synthetic voices alone. It starts from
-Mamba-Light's shipped weights. One half of the running speech stands beside words; the other half judges detectors."""
+formants and recorded ones (those of CLIPS that are at hand), and the words of the corpus in real ones, drawn by
+`Windows` as wake words are. A word that sounds alike in all voices is what a detector needs that hears its own phrase
+in synthetic voices alone. It starts from Mamba-Light's shipped weights. One half of the running speech stands beside
+words; the other half judges detectors."""
 
 import argparse
 import time

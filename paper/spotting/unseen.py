@@ -1,9 +1,9 @@
-"""The recipe of `kws wake` on words that it was not developed on: `python -m paper.spotting.unseen --out FILE`.
+"""The recipe of `kws wake` on other words than those of its development: `python -m paper.spotting.unseen --out FILE`.
 
 They are words of Speech Commands of two syllables or more that no shipped spotter knows. Their clips, of whatever
-split, are judged: none trains, neither these detectors nor the encoder that they start from, but for a few that stood
-beside other words when that was trained, and are left out. The false alarms are those of the other half of the running
-speech, as in paper.spotting.wake. Two detectors, of some words each.
+split, are judged: none trains the detector that is to hear its word. Nor has the encoder that it starts from heard
+them, but for a few that stood beside other words, and are left out. The false alarms are those of the other half of the
+running speech, as in paper.spotting.wake. Two detectors, of some words each.
 """
 
 import argparse
@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kwslib.checkpoint import read_checkpoint
 from kwslib.data.corpus import load_corpus
 from kwslib.data.tasks import noise_of
-from kwslib.io import SAMPLE_RATE, cli, write_json
+from kwslib.io import SAMPLE_RATE, KwsError, cli, write_json
 from kwslib.wake import voices
-from kwslib.wake.loop import fit
+from kwslib.wake.loop import ENCODER, fit
 from paper.spotting.encoder import beside
 from paper.spotting.wake import gather, judge, mean_of, noisy, recipe_options, recordings, speakers
 
@@ -38,11 +39,13 @@ def main():
         "--corpus", required=True, help="packed corpus: clips to judge, and others that train as negatives"
     )
     parser.add_argument("--out", default="results/spot/unseen.json", help="JSON file to write")
-    parser.add_argument("--engines", nargs="+", help="default: all at hand")
+    parser.add_argument("--engines", nargs="+", default=["espeak-ng", "flite"])
     recipe_options(parser)
     a, started = parser.parse_args(), time.time()
     torch.set_num_threads(1)  # so that a run gives the same numbers alone and beside others
     corpus = load_corpus(a.corpus)
+    if corpus.origin().get("checksum") != read_checkpoint(ENCODER)[1]["corpus"]["checksum"]:
+        raise KwsError(f"{a.corpus} is not the corpus that the encoder was trained on; pack that of profile spot")
     others, speech = (recordings(a.data, half=half)[None] for half in (0, 1))
     kitchen = noise_of(corpus, "testing").flatten()
     heard = {"clean": speech, "kitchen_10db": noisy(speech, kitchen)}
