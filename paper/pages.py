@@ -165,7 +165,7 @@ def readers(root):
         return f"{100 * (mean(w['misses'] for w in at) if key == 'card' else clean['mean_misses']['1']):.0f}"
 
     def wake_unseen(key):
-        """Of the words that the recipe of wake words was not developed on: how many "words" and "recordings", and of
+        """Of the other words than those of the wake words' development: how many "words" and "recordings", and of
         these how many per cent are missed at "one" false alarm of a word, or at "none".
         """
         run = wake_report.load_unseen(root / "results/spot/unseen.json")

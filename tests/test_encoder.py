@@ -8,7 +8,7 @@ from kwslib.checkpoint import read_checkpoint
 from kwslib.data.corpus import load_corpus
 from kwslib.wake import loop, negatives, voices
 from kwslib.wake.windows import Windows
-from paper.spotting import encoder
+from paper.spotting import encoder, unseen
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -19,6 +19,10 @@ def test_the_shipped_encoder_knows_no_word_that_estimates_hold_out():
     assert len(card["labels"]) > 400 and {"yes", "stop", "bed"} <= set(card["labels"])
     held = {w for w in negatives.COMMON if negatives.held(w)}
     assert len(held & set(card["labels"])) < 12 and "computer" not in card["labels"]
+    assert {w for group in unseen.GROUPS for w in group} & set(card["labels"]) == {
+        "follow",
+        "forward",
+    }  # docs/wake_words.md
     assert card["features"]["scale"] == "log" and "rms" not in card["run"]["engines"]["flite"]
     assert all(w.dtype == torch.float16 for w in weights.values() if w.is_floating_point())
     assert card["run"]["validation"]["accuracy"] > 0.6  # of some five hundred words, on real clips
@@ -34,6 +38,7 @@ def windows():
 
 def test_it_learns_its_words(windows, corpus):
     spotter = encoder.begin(["low", "high"], load_corpus(corpus))
+    assert spotter.card["recipe"]["init"] == "mamba_light"
     encoder.fit(spotter, windows, torch.tensor([0, 1]), 30, batch=16)
     waves, targets, _ = windows.draw(64)
     with torch.no_grad():

@@ -316,7 +316,19 @@ def test_two_measures_of_one_name_have_proofs_of_their_own():
 
 def test_every_kind_of_detector_has_a_small_run():
     kinds = {kind for kind, proof in prove.PROOFS.items() if proof is prove.prove_detector} | {"measure"}
-    assert all(callable(getattr(witness, kind)) for kind in kinds - {"takes", "changed"})
+    assert all(callable(getattr(witness, kind)) for kind in kinds - {"takes"})
+
+
+def test_wake_words_are_proved_by_runs_that_speak_as_they_do(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(prove, "small_runs", lambda of, tree, root: asked.append(of) or "hash")
+    for name, engines in (("espeak", ["espeak-ng"]), ("text", ["espeak-ng", "flite"]), ("all", ["espeak-ng", "piper"])):
+        write_json(tmp_path / f"results/wake/{name}.json", {"engines": engines})
+    for kind, name in (("words", "espeak"), ("words", "text"), ("takes", "takes3"), ("changed", "no_warp")):
+        prove.prove_detector("spot", kind, name, {"before": tmp_path, "after": tmp_path}, tmp_path)
+    assert asked[::2] == asked[1::2] == ["formants", "words", "words", "changed"]
+    with pytest.raises(KwsError, match="piper"):
+        prove.prove_detector("spot", "words", "all", {"before": tmp_path, "after": tmp_path}, tmp_path)
 
 
 @pytest.mark.parametrize("kind", prove.READERS)

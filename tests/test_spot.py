@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import torch
 from scipy.stats import poisson as law
 
 import kwslib
@@ -14,7 +15,7 @@ from kwslib.data.audio import coloured_noise
 from kwslib.data.folder import which_set
 from kwslib.io import read_json
 from paper.reports import spot
-from paper.spotting import counts, day, encoder, rivals, unseen
+from paper.spotting import commands, counts, day, encoder, rivals, unseen
 from paper.spotting.commands import COMMANDS, span, trimmed
 from paper.spotting.counts import Heard, alarms, delays, hits, mean_of_last, missed_at, per_thousand
 from paper.spotting.engines import Engine
@@ -100,6 +101,15 @@ def test_repeats_and_other_words_are_counted_by_the_rule_of_a_stream():
         Heard([(times, scores)]), stream, COMMANDS, 1, 1.5, np.zeros(8), rest
     )
     assert counted(1.0) == {"repeats": 500, "wrong": 500} and counted(1.8) == {"repeats": 0, "wrong": 500}
+
+
+def test_the_commands_are_learned_from_the_shipped_classifier():
+    """Each command has the row of its own word in Mamba-Light's head."""
+    spotter, shipped = commands.start(), kwslib.load("mamba_light")
+    assert spotter.labels == COMMANDS and spotter.card["recipe"]["init"] == "mamba_light"
+    for label, command in enumerate(COMMANDS):
+        row = shipped.model.head.classify[-1].weight[shipped.labels.index(command)]
+        assert torch.equal(spotter.model.head.classify[-1].weight[label], row)
 
 
 def test_no_recording_of_a_word_that_is_judged_as_unseen_has_trained(corpus, monkeypatch):

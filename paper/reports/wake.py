@@ -168,7 +168,7 @@ def given_table():
 
 
 def unseen_table(run, before=None):
-    """Words that the recipe was not developed on: (DataFrame, caption). before: an earlier recipe's run."""
+    """Other words than those of the development: (DataFrame, caption). before: an earlier recipe's run."""
     columns = [(run, kind, name) for kind, name in KINDS.items()]
     columns += [(before, kind, f"{name}, {BEFORE}") for kind, name in KINDS.items() if before]
     rows = []
@@ -181,15 +181,20 @@ def unseen_table(run, before=None):
     for of, kind, name in columns:
         shares = [100 * count / n for count, n in (missed(of, kind, alarms) for alarms in (0, 1))]
         whole[name] = f"{shares[0]:.1f} / {shares[1]:.1f} {over_recordings(of, kind)}"
-    return DataFrame([*rows, whole]), (
+    caption = (
         "Misses in % at 0 / 1 false alarms of each word in the same 23 minutes of running speech, threshold swept on "
         f"it for each word. From the text alone, by {' and '.join(run['engines'])}; {len(GROUPS)} detectors, of "
         f"{' and of '.join(str(len(g)) for g in GROUPS)} words; seed {run['options']['seed']}. All clips that we have "
         "of these words and that the encoder has not heard, half a second of silence on both sides of each; their "
         "speakers may recur among the clips of other words that trained. In brackets, the 95 % interval at one false "
         "alarm, as above."
-        + (f" The earlier recipe, {BEFORE}, was judged on {sum(before['n'].values())} clips." if before else "")
     )
+    if before:
+        clips = sum(before["n"].values())
+        caption += (
+            f" The earlier recipe, {BEFORE}, was judged on all {clips} clips, those that the encoder has heard, too."
+        )
+    return DataFrame([*rows, whole]), caption
 
 
 def unseen_finding(run, before=None):
@@ -199,19 +204,19 @@ def unseen_finding(run, before=None):
         one, none = (100 * missed(run, kind, alarms)[0] / of for alarms in (1, 0))
         said.append(against(one, none, most))
     line = (
-        f"- Of {of} recordings of {len(run['n'])} words that the recipe was not developed on, clips of Speech "
-        f"Commands, the text alone by {' and '.join(run['engines'])} misses {said[0]}; in kitchen noise at 10 dB "
-        f"{said[1]}."
+        f"- Of {of} recordings of {len(run['n'])} other words, clips of Speech Commands, the text alone by "
+        f"{' and '.join(run['engines'])} misses {said[0]}; in kitchen noise at 10 dB {said[1]}."
     )
     if not before:
         return line
-    kept, decided = GROUPS
-    then = [100 * count / n for count, n in (missed(before, alarms=alarms) for alarms in (1, 0))]
-    now = [missed(r, words=kept) for r in (before, run)]
+    then, of = [missed(before, alarms=alarms)[0] for alarms in (1, 0)], sum(before["n"].values())
+    others, led = GROUPS
+    kept = [missed(r, words=others) for r in (before, run)]
     return (
-        f"{line} The same recipe {BEFORE} missed {then[0]:.1f} and {then[1]:.1f} %. What it missed of "
-        f"“{'”, “'.join(decided[:-1])}” and “{decided[-1]}” decided the change. Of the other {len(kept)} words it "
-        f"missed {now[0][0]} of {now[0][1]} recordings at one false alarm; now it is {now[1][0]} of {now[1][1]}."
+        f"{line} The same recipe {BEFORE} missed, of {of} recordings in clean sound, {100 * then[0] / of:.1f} % at one "
+        f"false alarm and {100 * then[1] / of:.1f} % at none: what it missed of {len(led)} of the words led to today's "
+        f"start. Of the {len(others)} others it missed {kept[0][0]} of {kept[0][1]} recordings at one, and today's "
+        f"recipe misses {kept[1][0]} of {kept[1][1]}."
     )
 
 
