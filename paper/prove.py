@@ -218,7 +218,7 @@ def prove_detector(profile, kind, name, trees, root):
 
 
 PROOFS = {"train": prove_training, "again": prove_training, "trial": prove_training, "taught": prove_training,
-          **dict.fromkeys("day detector encoder example rivals words takes changed".split(), prove_detector),
+          **dict.fromkeys("day detector encoder example little rivals words takes changed".split(), prove_detector),
           **dict.fromkeys(READERS, prove_reading)}  # fmt: skip
 
 

@@ -3,9 +3,9 @@
 `words`: wake words from text by two engines, with false alarms that join the negatives; then with recordings; each is
 heard, too. `formants`: from text by formant voices alone, with real speech and without. `changed`: the recipe with one
 change. `example`: `kwslib.wake.train` with its estimates. `detector`: the commands. `encoder`: what wake words start
-from. `measure`: the shipped detector of the commands on a little of all that is measured; `rivals` and `day`: the same,
-and their own text. They do what the stages of profiles spot, detectors and encoder do, on fewer clips or words and in
-fewer steps."""
+from. `little`: trainings on a few recordings. `measure`: the shipped detector of the commands on a little of all that
+is measured; `rivals` and `day`: the same, and their own text. They do what the stages of profiles spot, detectors,
+encoder and beyond do, on fewer clips or words and in fewer steps."""
 
 import hashlib
 import json
@@ -158,6 +158,24 @@ def rests_on_measure(*own):
         return hashlib.sha256("".join([measured(tree, speech, corpus), *texts]).encode()).hexdigest()
 
     return small
+
+
+def little(tree, speech, corpus, folder):
+    """SHA-256 of what trainings on three recordings of each word reach, from each start."""
+    out = folder / "little.json"
+    run(
+        tree,
+        folder,
+        "-m",
+        "paper.spotting.little",
+        "--data",
+        speech,
+        "--out",
+        out,
+        *"--clips 3 --seeds 1 --epochs 2".split(),
+    )
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in json.loads(out.read_text())["rows"]]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 rivals, day = rests_on_measure("rivals.py", "engines.py"), rests_on_measure("day.py")
