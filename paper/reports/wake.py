@@ -100,6 +100,7 @@ STARTS = {  # what the two models of an earlier recipe start from
     "mamba_light": BEFORE,
     "mamba_light_seed1": f"{BEFORE}, seed 1",
     "mamba_light_seed2": f"{BEFORE}, seed 2",
+    "mamba_light_piper": f"{BEFORE}, with a voice of Piper's as well",
 }
 CHANGES = {  # of that recipe; all these were tried with one model
     "one_model": "by one model instead of two",
