@@ -47,7 +47,7 @@ SIDE_quick := 'train'
 SIDE_subset := 'train|again'
 SIDE_long := 'train'
 SIDE_commands := 'train'
-SIDE_spot := 'measure|words' 'rivals|takes'
+SIDE_spot := 'measure|unseen|words' 'rivals|takes'
 # Its chapters also read what profiles/tried and profiles/detectors wrote, which is not repeated.
 ONLY_spot := --single-item
 repro: profile $(READY)  ## repeat the runs, tables and figures, and report what was reproduced: PROFILE=quick (default), subset, …

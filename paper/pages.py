@@ -25,6 +25,7 @@ from paper.profile import Profile
 from paper.reports import scan as scan_report
 from paper.reports import wake as wake_report
 from paper.spotting.counts import confused
+from paper.spotting.unseen import GROUPS
 from paper.writing import captioned, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,9 +167,12 @@ def readers(root):
 
     def wake_unseen(key):
         """Of the other words than those of the wake words' development: how many "words" and "recordings", and of
-        these how many per cent are missed at "one" false alarm of a word, or at "none".
+        these how many per cent are missed at "one" false alarm of a word, or at "none"; "led", the words on which the
+        place that training starts from was found.
         """
         run = wake_report.load_unseen(root / "results/spot/unseen.json")
+        if key == "led":
+            return str(len(GROUPS[1]))
         if key in ("words", "recordings"):
             return str(len(run["n"]) if key == "words" else sum(run["n"].values()))
         count, of = wake_report.missed(run, alarms={"one": 1, "none": 0}[key])

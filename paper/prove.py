@@ -208,7 +208,7 @@ def prove_detector(profile, kind, name, trees, root):
     if kind == "words":
         engines = read_json(root / f"results/wake/{name}.json")["engines"]
         of = "formants" if only_formants(engines) else kind
-        if odd := set(engines) - {"espeak-ng", "flite"}:
+        if odd := set(engines) - set(witness.SPOKEN):
             raise KwsError(f"{profile} {name}: no small run speaks by {min(odd)}; run the stage again")
     with WITNESS_LOCKS[of]:
         found = {"what": f"small runs of {of}"} | {when: small_runs(of, tree, root) for when, tree in trees.items()}
@@ -235,7 +235,7 @@ def prove(before, addresses=(), root=".", jobs=2):
     """
     from dvc.repo import Repo
 
-    root, repo, failed = Path(root).resolve(), Repo(str(root)), []
+    root, repo, failed = Path(root).resolve(), Repo(str(root), _wait_for_lock=True), []
     commit = subprocess.run(["git", "rev-parse", before], cwd=root, capture_output=True, text=True)
     if commit.returncode:
         raise KwsError(f"commit {before!r} is not in this repository; name one whose code made the results")
@@ -287,7 +287,7 @@ def main():
     if a.list:
         from dvc.repo import Repo
 
-        found = stale(Repo("."))
+        found = stale(Repo(".", _wait_for_lock=True))
         print("\n".join(found) or "nothing is out of date")
         return 1 if found else 0
     if not a.before:

@@ -19,11 +19,13 @@ from pathlib import Path
 from safetensors import safe_open
 
 from kwslib.io import KwsError
+from paper.spotting.changed import CHANGES
 
+SPOKEN = "espeak-ng", "flite"  # the engines that speak in the small runs
 SMALL = "--clips 40 --batch 8".split()
 RUNS = {
-    "text": "--engines espeak-ng flite --steps 100 --noise".split(),
-    "takes": "--engines espeak-ng flite --start text --takes 3 --steps 20 --lr 5e-4".split(),
+    "text": ["--engines", *SPOKEN, *"--steps 100 --noise".split()],
+    "takes": ["--engines", *SPOKEN, *"--start text --takes 3 --steps 20 --lr 5e-4".split()],
 }
 FORMANTS = {
     "espeak": "--engines espeak-ng --variants 4 --steps 100 --seed 1 --noise".split(),
@@ -31,30 +33,34 @@ FORMANTS = {
 }
 
 
-def words(tree, speech, corpus, folder, runs=RUNS):
-    """SHA-256 of all runs' weights and misses, with the code in the folder `tree`; files go to `folder`."""
-    digest, kept = hashlib.sha256(), folder / "cache"
-    for name, options in runs.items():
-        options = ["--data", speech, "--cache", kept, "--every", 40, *options, *SMALL, "--corpus", corpus]
-        run(tree, folder, "-m", "paper.spotting.wake", name, *options)
+def heard(tree, folder, runs):
+    """SHA-256 of the weights and misses of runs of wake words by the code in the folder `tree`; files go to `folder`.
+
+    runs: {name: (its cache, the arguments of Python)}.
+    """
+    digest = hashlib.sha256()
+    for name, (kept, arguments) in runs.items():
+        run(tree, folder, *arguments, "--cache", kept, "--every", 40, *SMALL)
         weigh(digest, kept / name)
         result = json.loads((folder / f"results/wake/{name}.json").read_text())
         digest.update(json.dumps([result.get("clean"), result.get("kitchen_10db")]).encode())
     return digest.hexdigest()
 
 
+def words(tree, speech, corpus, folder, runs=RUNS):
+    """`heard` of all runs, one after the other: the second goes on from the first."""
+    given = ["--data", speech, "--corpus", corpus]
+    called = {name: ["-m", "paper.spotting.wake", name, *given, *options] for name, options in runs.items()}
+    return heard(tree, folder, {name: (folder / "cache", arguments) for name, arguments in called.items()})
+
+
 formants = partial(words, runs=FORMANTS)
 
 
 def changed(tree, speech, corpus, folder):
-    """SHA-256 of the weights and misses of the recipe with each change."""
-    digest = hashlib.sha256()
-    for change in ("one_model", "no_pace", "no_warp", "max_pooling"):
-        options = ["--data", speech, "--corpus", corpus, "--cache", folder / change, "--every", 40, *SMALL]
-        run(tree, folder, "-c", CHANGED, change, *options, "--engines", "espeak-ng", "flite", "--steps", 20)
-        weigh(digest, folder / change / change)
-        digest.update(json.dumps(json.loads((folder / f"results/wake/{change}.json").read_text())["clean"]).encode())
-    return digest.hexdigest()
+    """`heard` of the recipe with each change, which may change what is spoken, too."""
+    given = ["--data", speech, "--corpus", corpus, "--engines", *SPOKEN, "--steps", 20]
+    return heard(tree, folder, {change: (folder / change, ["-c", CHANGED, change, *given]) for change in CHANGES})
 
 
 CHANGED = """
@@ -72,7 +78,7 @@ with getattr(changed, "one_of_mamba_light", before_the_encoder)(), changed.CHANG
 def example(tree, speech, corpus, folder):
     """SHA-256 of the weights, and of the thresholds that are estimated."""
     digest = hashlib.sha256()
-    run(tree, folder, "-c", EXAMPLE, folder, corpus)
+    run(tree, folder, "-c", EXAMPLE, folder, corpus, *SPOKEN)
     weigh(digest, folder)
     digest.update(json.dumps(json.loads((folder / "model.json").read_text())["detector"], sort_keys=True).encode())
     return digest.hexdigest()
@@ -81,7 +87,7 @@ def example(tree, speech, corpus, folder):
 EXAMPLE = """
 import sys
 from kwslib.wake import train, voices
-found = {e: v for e, v in voices.engines().items() if e in ("espeak-ng", "flite")}
+found = {e: v for e, v in voices.engines().items() if e in sys.argv[3:]}
 train(["snowboy"], sys.argv[1], negative_paths=[sys.argv[2]], steps=20, batch=8, clips=40, found=found)
 """
 
@@ -111,6 +117,15 @@ negatives.COMMON = negatives.COMMON[:20]
 from paper.spotting import encoder
 encoder.main()
 """
+
+
+def little(tree, speech, corpus, folder):
+    """SHA-256 of what trainings on three recordings of each word reach, from each start."""
+    out = folder / "little.json"
+    options = ["--data", speech, "--out", out, *"--clips 3 --seeds 1 --epochs 2".split()]
+    run(tree, folder, "-m", "paper.spotting.little", *options)
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in json.loads(out.read_text())["rows"]]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 @cache
@@ -158,24 +173,6 @@ def rests_on_measure(*own):
         return hashlib.sha256("".join([measured(tree, speech, corpus), *texts]).encode()).hexdigest()
 
     return small
-
-
-def little(tree, speech, corpus, folder):
-    """SHA-256 of what trainings on three recordings of each word reach, from each start."""
-    out = folder / "little.json"
-    run(
-        tree,
-        folder,
-        "-m",
-        "paper.spotting.little",
-        "--data",
-        speech,
-        "--out",
-        out,
-        *"--clips 3 --seeds 1 --epochs 2".split(),
-    )
-    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in json.loads(out.read_text())["rows"]]
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 rivals, day = rests_on_measure("rivals.py", "engines.py"), rests_on_measure("day.py")

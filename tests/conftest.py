@@ -21,6 +21,20 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One process runs chapters 1 and 2, in turn: both pack the corpus of the profile `tiny` where it is not yet."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler.loadfile import LoadFileScheduling
+
+    class ChaptersInTurn(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return super()._split_scope(nodeid).replace("02_train", "01_data")
+
+    return ChaptersInTurn(config, log)
+
+
 @pytest.fixture(scope="session")
 def root():
     """The repository's folder."""
