@@ -20,7 +20,7 @@ export UV_NO_CACHE := 1
 endif
 endif
 
-PROFILES := quick subset long commands beyond paper scan search rates spot
+PROFILES := quick subset long commands beyond paper scan search rates spot wake
 PIPELINE = $(if $(filter quick,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 # `make prove`: the commit whose code made the results, and the stages (default: all that are out of date).
 BEFORE ?= HEAD
@@ -31,6 +31,7 @@ STAGES ?=
 NOTEBOOK_scan := 05_scan scan read=../results/scan/scan.json report=..
 NOTEBOOK_beyond := 06_beyond subset out=..
 NOTEBOOK_spot := 08_streams spot out=..
+NOTEBOOK_wake := 07_wake_words spot out=..
 NOTEBOOK = $(or $(NOTEBOOK_$(PROFILE)),04_paper $(PROFILE) out=..)
 
 .NOTPARALLEL:
@@ -47,13 +48,15 @@ SIDE_quick := 'train'
 SIDE_subset := 'train|again'
 SIDE_long := 'train'
 SIDE_commands := 'train'
-SIDE_spot := 'measure|unseen|words' 'rivals|takes'
-# Its chapters also read what profiles/tried and profiles/detectors wrote, which is not repeated.
+SIDE_wake := 'unseen|words' 'takes'
+CORPUS_wake := profiles/spot/dvc.yaml:corpus
+# Their chapters also read what other profiles wrote, which is not repeated.
 ONLY_spot := --single-item
+ONLY_wake := --single-item
 repro: profile $(READY)  ## repeat the runs, tables and figures, and report what was reproduced: PROFILE=quick (default), subset, …
 	@$(RUN) paper.profile $(if $(filter quick,$(PROFILE)),params.yaml,$(wildcard profiles/$(PROFILE)/params.yaml))
 ifdef SIDE_$(PROFILE)
-	$(RUN) dvc repro $(PIPELINE):corpus
+	$(RUN) dvc repro $(or $(CORPUS_$(PROFILE)),$(PIPELINE):corpus)
 	for group in $(SIDE_$(PROFILE)); do \
 		$(RUN) dvc status $(PIPELINE) | sed -nE "s/^(.*:)?(($$group)(@[^:]*)?):$$/\2/p" | \
 			xargs -I {} -P $(JOBS) env OMP_NUM_THREADS=1 $(RUN) dvc repro --single-item $(PIPELINE):{} || exit 1; \

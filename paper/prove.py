@@ -251,7 +251,7 @@ def prove(before, addresses=(), root=".", jobs=2):
         path, _, stage = address.rpartition(":")
         kind, _, name = stage.partition("@")
         profile = Path(path).parent.name or "quick"
-        profile = {"beyond": "subset", "encoder": "spot"}.get(profile, profile)
+        profile = {"beyond": "subset", "encoder": "spot", "wake": "spot"}.get(profile, profile)
         if not (prover := proof_of(profile, kind)):
             return f"{address}: no proof is known for this kind of stage; run it: dvc repro --single-item {address}"
         try:
