@@ -35,11 +35,12 @@ def renew(repo, address):
         stage.dump(update_pipeline=False)
 
 
-def only_words_changed(repo, address, tree):
+def only_words_changed(repo, address, tree, but=()):
     """Whether a stage computes what it computed with the code in the folder `tree`, the checkout of an older commit.
 
     Its command may be written in other quotes, and its files in other words (see `same_code`); the lock must hold the
-    hashes of the files in `tree`. This needs no run: the difference in git is the proof.
+    hashes of the files in `tree`. This needs no run: the difference in git is the proof. but: dependencies whose code
+    may differ.
     """
     from dvc.dependency import ParamsDependency
 
@@ -59,7 +60,7 @@ def only_words_changed(repo, address, tree):
     return all(
         dep.def_path in old
         and old[dep.def_path].get_hash() == dep.hash_info
-        and same_code(Path(old[dep.def_path].fs_path), Path(dep.fs_path))
+        and (dep.def_path in but or same_code(Path(old[dep.def_path].fs_path), Path(dep.fs_path)))
         for dep in changed
     )
 

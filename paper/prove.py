@@ -7,10 +7,11 @@ A training is proved by its first epoch: the run's own recipe is trained for one
 `--before` (in a git worktree) and with the code in this folder; all weights must be equal bit for bit, and the epoch's
 losses and accuracies must be those of the history that the run left, unless that run was on a GPU. What only reads a
 checkpoint (robustness, streaming) is proved by running it on a shipped model with both codes: the results must be
-equal. Detectors, and what hears them, are proved by small runs (paper.witness). The scan's benchmark is proved by the
-scan's bits, and its times in turns. Each proof is kept in results/<profile>/proofs, and only then is the stage's entry
-in dvc.lock renewed. Where only comments, docstrings, the texts of errors or the quotes of a command have changed, the
-syntax trees are the proof, and nothing is run (paper.locks). Every other stage takes minutes: run it.
+equal. Detectors, and what hears them, are proved by small runs (paper.witness). Where nothing but the scan has changed,
+its bits prove every stage; its benchmark, by its times in turns, too. Each proof is kept in results/<profile>/proofs,
+and only then is the stage's entry in dvc.lock renewed. Where only comments, docstrings, the texts of errors or the
+quotes of a command have changed, the syntax trees are the proof, and nothing is run (paper.locks). Every other stage
+takes minutes: run it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -36,6 +38,7 @@ from paper import witness
 from paper.locks import only_words_changed, renew, stale
 
 EPOCH = ("training_loss", "training_accuracy", "validation_loss", "validation_accuracy")
+TIMED = re.compile("benchmark|scan/dvc.yaml:")  # stages that tell times, which no bits prove
 WITNESS = "kwslib/pretrained/mamba_light.safetensors"  # a checkpoint that every clone has
 PER_MACHINE = ("machine", "seconds")
 
@@ -152,6 +155,45 @@ def reading(kind, tree, root):
     return hashlib.sha256(repr(sorted(result.items())).encode()).hexdigest()
 
 
+@cache
+def scan_bits(tree):
+    """SHA-256 of what the scan of a tree gives forward and backward, at the models' shapes. The second of two runs
+    counts, in which no kernel is compiled."""
+    for _ in range(2):
+        run = subprocess.run([sys.executable, "-c", BITS], cwd=tree, env=only(tree), check=True, capture_output=True)
+    return run.stdout.decode().strip()
+
+
+BITS = """
+import hashlib, itertools, torch
+from kwslib.scan import selective_scan
+digest = hashlib.sha256()
+shapes = itertools.product((1, 2), (1, 7, 64), (1, 31, 47, 63, 94), (128, 192, 256, 384))
+for threads, batch, length, channels in shapes:
+    torch.set_num_threads(threads)
+    make = torch.Generator().manual_seed(0)
+    u, delta, z = (torch.randn(batch, length, channels, generator=make) for _ in range(3))
+    B, C = (torch.randn(batch, length, 16, generator=make) for _ in range(2))
+    A, h = -torch.rand(channels, 16, generator=make), torch.randn(batch, channels, 16, generator=make)
+    D, bias = torch.randn(2, channels, generator=make)
+    for more in ({}, dict(D=D, z=z, delta_bias=bias), dict(D=D, z=z, delta_bias=bias, initial_state=h)):
+        given = {"u": u, "delta": delta, "A": A, "B": B, "C": C} | more
+        given = {name: t.clone().requires_grad_() for name, t in given.items()}
+        y = selective_scan(**given, delta_softplus=True, layout="bld")
+        for t in (y, *torch.autograd.grad(y.square().sum(), given.values())):
+            digest.update(t.detach().contiguous().numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def prove_by_scan(profile, kind, name, trees, root):
+    """The proof of a stage of whose code only the scan has changed: its bits, equal in both."""
+    found = {"what": "bits of the scan"} | {when: scan_bits(tree) for when, tree in trees.items()}
+    if found["before"] != found["after"]:
+        raise KwsError(f"{profile} {name}: the bits of the scan differ; run the stage again")
+    return found
+
+
 def prove_scan(profile, kind, name, trees, root):
     """The proof of the scan's benchmark: at its shapes, the same bits forward and backward in the same time.
 
@@ -252,7 +294,7 @@ def prove(before, addresses=(), root=".", jobs=2):
         kind, _, name = stage.partition("@")
         profile = Path(path).parent.name or "quick"
         profile = {"beyond": "subset", "encoder": "spot", "wake": "spot"}.get(profile, profile)
-        if not (prover := proof_of(profile, kind)):
+        if not (prover := prove_by_scan if address in by_scan else proof_of(profile, kind)):
             return f"{address}: no proof is known for this kind of stage; run it: dvc repro --single-item {address}"
         try:
             proof = prover(profile, kind, name, trees, root)
@@ -268,6 +310,7 @@ def prove(before, addresses=(), root=".", jobs=2):
         renew(repo, address)
         addresses.remove(address)
         print(f"{address}: the same code in other words", flush=True)
+    by_scan = [a for a in addresses if not TIMED.search(a) and only_words_changed(repo, a, tree, but=("kwslib/scan",))]
     with ThreadPoolExecutor(jobs) as pool:
         for address, problem in zip(addresses, pool.map(one, addresses)):
             if problem:

@@ -1,6 +1,7 @@
 """Fixtures that every test file shares."""
 
 import signal
+import subprocess
 import threading
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def pytest_xdist_make_scheduler(config, log):
             return super()._split_scope(nodeid).replace("02_train", "01_data")
 
     return ChaptersInTurn(config, log)
+
+
+def git(folder, *arguments):
+    """What git prints in a folder, as somebody."""
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    return subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,9 @@
 """The selective scan: the fused kernel against the plain loop in float64, values and gradients."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -123,6 +126,26 @@ def test_gradients_repeat_bit_for_bit():
         first, second = (everything(tensors, **USUAL, backend="cpu") for _ in range(2))
         for name in first:
             assert torch.equal(first[name], second[name]), name
+
+
+GRADIENTS = """
+import hashlib, torch
+from kwslib.scan import selective_scan
+draw = torch.Generator().manual_seed(0)
+u, delta, z = (torch.randn(4, 40, 128, generator=draw).requires_grad_() for _ in range(3))
+B, C = (torch.randn(4, 40, 16, generator=draw).requires_grad_() for _ in range(2))
+y = selective_scan(u, delta, -torch.ones(128, 16), B, C, z=z, delta_softplus=True, layout="bld")
+found = y, *torch.autograd.grad(y.square().sum(), (u, delta, z, B, C))
+print(hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in found)).hexdigest())
+"""
+
+
+def test_gradients_are_the_same_whether_the_kernels_were_compiled_or_cached(tmp_path):
+    """The first process compiles them, the second loads them. A training that goes on after a kill needs this."""
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    said = [subprocess.run([sys.executable, "-c", GRADIENTS], env=env, capture_output=True, check=True) for _ in "12"]
+    assert list(tmp_path.rglob("*backward_team*.nbc")) and len(said[0].stdout.strip()) == 64
+    assert said[0].stdout == said[1].stdout
 
 
 def test_tensors_with_gaps():

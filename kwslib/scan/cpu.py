@@ -11,9 +11,11 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numba
 import torch
 
-from kwslib.scan.cpu_kernels import CHUNK, WIDTH, Work, scratch_rows, team
+from kwslib.scan.cpu_kernels import CHUNK, WIDTH, Work, backward_team, forward_team, scratch_rows
+from kwslib.scan.cpu_math import STRICT
 from kwslib.scan.operator import new_outputs, scan_operator, unit_stride
 
 SERIAL = 1 << 17  # batch x length x channels x state below which waking a thread costs more than it saves
@@ -84,6 +86,24 @@ def _run(backward, tensors, softplus, kept, **others):
         for i, share in enumerate(shares):
             share.first, share.stride = i, tasks
         list(_pool(os.getpid()).map(lambda share: run(ctypes.addressof(share)), shares))
+
+
+@functools.cache
+def team(backward):
+    """The compiled C function void(Work *) that does a thread's share of a pass, called by address."""
+    function = numba.cfunc("void(voidptr)", cache=True, **STRICT)(backward_team if backward else forward_team)
+    return function.ctypes if function.cache_hits else _as_cached(function)
+
+
+def _as_cached(function):
+    """A function that this process has compiled, as the next one will load it from the cache, so that both find the
+    same bits: in an engine of its own, it calls its own copies of its parts. In Numba's it would call those that were
+    compiled before it, each by itself, which add in another order."""
+    library = function._library
+    again = type(library.codegen)(library.name).unserialize_library(library.serialize_using_object_code())
+    loaded = type(function.ctypes)(again.get_pointer_to_function(function._wrapper_name))
+    loaded.library = again  # which holds the code
+    return loaded
 
 
 def _find_openmp():

@@ -10,10 +10,9 @@ cache, as the paper's kernel keeps them in the GPU's SRAM (Section 3.3.2, Append
 - Backward needs the states again. Forward keeps h at the start of every CHUNK of steps; backward goes through the
   chunks from the last to the first and recomputes the states of one at a time.
 
-cpu.py calls the two teams at the end; what it passes to them is one record, `Work`."""
+cpu.py compiles and calls the two teams at the end; what it passes to them is one record, `Work`."""
 
 import ctypes
-import functools
 
 import numba
 import numpy as np
@@ -331,19 +330,15 @@ def _mine(work):
     return range(work.first, work.tasks, work.stride)
 
 
-def _forward_team(address):
+def forward_team(address):
+    """A thread's share of a forward pass: void(Work *) in C."""
     work = numba.carray(address, (1,), RECORD)[0]
     for task in _mine(work):
         forward_task(work, task)
 
 
-def _backward_team(address):
+def backward_team(address):
+    """The same of a backward pass."""
     work = numba.carray(address, (1,), RECORD)[0]
     for task in _mine(work):
         backward_task(work, task)
-
-
-@functools.cache
-def team(backward):
-    """The compiled C function void(Work *) that does a thread's share of a pass, called by address."""
-    return numba.cfunc("void(voidptr)", cache=True, **STRICT)(_backward_team if backward else _forward_team).ctypes
