@@ -8,7 +8,7 @@ A training is proved by its first epoch: the run's own recipe is trained for one
 losses and accuracies must be those of the history that the run left, unless that run was on a GPU. What only reads a
 checkpoint (robustness, streaming) is proved by running it on a shipped model with both codes: the results must be
 equal. Detectors, and what hears them, are proved by small runs (paper.witness). Where nothing but the scan has changed,
-its bits prove every stage; its benchmark, by its times in turns, too. Each proof is kept in results/<profile>/proofs,
+its bits prove every stage; a benchmark, by its times in turns, too. Each proof is kept in results/<profile>/proofs,
 and only then is the stage's entry in dvc.lock renewed. Where only comments, docstrings, the texts of errors or the
 quotes of a command have changed, the syntax trees are the proof, and nothing is run (paper.locks). Every other stage
 takes minutes: run it.
@@ -20,7 +20,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -38,7 +37,6 @@ from paper import witness
 from paper.locks import only_words_changed, renew, stale
 
 EPOCH = ("training_loss", "training_accuracy", "validation_loss", "validation_accuracy")
-TIMED = re.compile("benchmark|scan/dvc.yaml:")  # stages that tell times, which no bits prove
 WITNESS = "kwslib/pretrained/mamba_light.safetensors"  # a checkpoint that every clone has
 PER_MACHINE = ("machine", "seconds")
 
@@ -195,9 +193,10 @@ def prove_by_scan(profile, kind, name, trees, root):
 
 
 def prove_scan(profile, kind, name, trees, root):
-    """The proof of the scan's benchmark: at its shapes, the same bits forward and backward in the same time.
+    """The proof of a benchmark: at its shapes, the scan gives the same bits forward and backward in the same time.
 
-    Both codes run in turns, five times; the time of each is its shortest, and their ratio must be within a tenth.
+    Both codes run in turns, five times; the time of each is its shortest, and their ratio must be within a tenth. The
+    bits are those of the last run, in which no kernel is compiled.
     """
     runs = {when: [] for when in trees}
     for _ in range(5):
@@ -206,7 +205,7 @@ def prove_scan(profile, kind, name, trees, root):
                 [sys.executable, "-c", SCANS], cwd=tree, env=only(tree), check=True, capture_output=True
             )
             runs[when].append(json.loads(run.stdout))
-    found = {"what": "bits and time of the scan", **{when: all_runs[0]["bits"] for when, all_runs in runs.items()}}
+    found = {"what": "bits and time of the scan", **{when: all_runs[-1]["bits"] for when, all_runs in runs.items()}}
     least = {when: [min(times) for times in zip(*(run["ms"] for run in all_runs))] for when, all_runs in runs.items()}
     found["ratio"] = [round(after / before, 3) for before, after in zip(least["before"], least["after"])]
     if found["before"] != found["after"] or not all(0.9 < ratio < 1.1 for ratio in found["ratio"]):
@@ -294,7 +293,8 @@ def prove(before, addresses=(), root=".", jobs=2):
         kind, _, name = stage.partition("@")
         profile = Path(path).parent.name or "quick"
         profile = {"beyond": "subset", "encoder": "spot", "wake": "spot"}.get(profile, profile)
-        if not (prover := prove_by_scan if address in by_scan else proof_of(profile, kind)):
+        alone = prove_scan if kind == "benchmark" else prove_by_scan
+        if not (prover := alone if address in by_scan else proof_of(profile, kind)):
             return f"{address}: no proof is known for this kind of stage; run it: dvc repro --single-item {address}"
         try:
             proof = prover(profile, kind, name, trees, root)
@@ -310,7 +310,7 @@ def prove(before, addresses=(), root=".", jobs=2):
         renew(repo, address)
         addresses.remove(address)
         print(f"{address}: the same code in other words", flush=True)
-    by_scan = [a for a in addresses if not TIMED.search(a) and only_words_changed(repo, a, tree, but=("kwslib/scan",))]
+    by_scan = [a for a in addresses if only_words_changed(repo, a, tree, but=("kwslib/scan",))]
     with ThreadPoolExecutor(jobs) as pool:
         for address, problem in zip(addresses, pool.map(one, addresses)):
             if problem:
