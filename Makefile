@@ -20,7 +20,7 @@ export UV_NO_CACHE := 1
 endif
 endif
 
-PROFILES := quick subset long commands beyond paper scan search rates spot wake
+PROFILES := quick subset long commands beyond paper scan search rates spot wake_words
 PIPELINE = $(if $(filter quick,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 # `make prove`: the commit whose code made the results, and the stages (default: all that are out of date).
 BEFORE ?= HEAD
@@ -31,7 +31,7 @@ STAGES ?=
 NOTEBOOK_scan := 05_scan scan read=../results/scan/scan.json report=..
 NOTEBOOK_beyond := 06_beyond subset out=..
 NOTEBOOK_spot := 08_streams spot out=..
-NOTEBOOK_wake := 07_wake_words spot out=..
+NOTEBOOK_wake_words := 07_wake_words spot out=..
 NOTEBOOK = $(or $(NOTEBOOK_$(PROFILE)),04_paper $(PROFILE) out=..)
 
 .NOTPARALLEL:
@@ -48,11 +48,11 @@ SIDE_quick := 'train'
 SIDE_subset := 'train|again'
 SIDE_long := 'train'
 SIDE_commands := 'train'
-SIDE_wake := 'unseen|words' 'takes'
-CORPUS_wake := profiles/spot/dvc.yaml:corpus
+SIDE_wake_words := 'unseen|words' 'takes'
+CORPUS_wake_words := profiles/spot/dvc.yaml:corpus
 # Their chapters also read what other profiles wrote, which is not repeated.
 ONLY_spot := --single-item
-ONLY_wake := --single-item
+ONLY_wake_words := --single-item
 repro: profile $(READY)  ## repeat the runs, tables and figures, and report what was reproduced: PROFILE=quick (default), subset, …
 	@$(RUN) paper.profile $(if $(filter quick,$(PROFILE)),params.yaml,$(wildcard profiles/$(PROFILE)/params.yaml))
 ifdef SIDE_$(PROFILE)

@@ -39,8 +39,8 @@ def only_words_changed(repo, address, tree, but=()):
     """Whether a stage computes what it computed with the code in the folder `tree`, the checkout of an older commit.
 
     Its command may be written in other quotes, and its files in other words (see `same_code`); the lock must hold the
-    hashes of the files in `tree`. This needs no run: the difference in git is the proof. but: dependencies whose code
-    may differ.
+    hashes of the files in `tree`. This needs no run: the difference in git is the proof. but: files that may hold other
+    code, in a folder that the stage depends on.
     """
     from dvc.dependency import ParamsDependency
 
@@ -60,7 +60,7 @@ def only_words_changed(repo, address, tree, but=()):
     return all(
         dep.def_path in old
         and old[dep.def_path].get_hash() == dep.hash_info
-        and (dep.def_path in but or same_code(Path(old[dep.def_path].fs_path), Path(dep.fs_path)))
+        and same_code(Path(old[dep.def_path].fs_path), Path(dep.fs_path), within(dep.def_path, but))
         for dep in changed
     )
 
@@ -73,16 +73,22 @@ def stages_of(root):
     return {(stage.path_in_repo, stage.name): stage for stage in Repo(root).index.stages}
 
 
-def same_code(before, after):
+def within(folder, paths):
+    """The names in a folder of those of the paths that are in it."""
+    return {Path(p).relative_to(folder) for p in paths if Path(folder) in Path(p).parents}
+
+
+def same_code(before, after, but=frozenset()):
     """Whether two files, or two folders of files, hold the same code: Python but for its words (see `code_of`),
-    notebooks but for their Markdown, YAML but for its comments. All other files must be equal.
+    notebooks but for their Markdown, YAML but for its comments. All other files must be equal. The names `but` are not
+    looked into.
     """
     names, readers = files_of(before), {".py": code_of, ".ipynb": cells_of, ".yaml": values_of}
 
     def read(path):
         return readers.get(path.suffix, lambda source: source)(path.read_bytes())
 
-    return names == files_of(after) and all(read(before / name) == read(after / name) for name in names)
+    return names == files_of(after) and all(read(before / name) == read(after / name) for name in names - but)
 
 
 def files_of(path):

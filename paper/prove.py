@@ -7,19 +7,17 @@ A training is proved by its first epoch: the run's own recipe is trained for one
 `--before` (in a git worktree) and with the code in this folder; all weights must be equal bit for bit, and the epoch's
 losses and accuracies must be those of the history that the run left, unless that run was on a GPU. What only reads a
 checkpoint (robustness, streaming) is proved by running it on a shipped model with both codes: the results must be
-equal. Detectors, and what hears them, are proved by small runs (paper.witness). Where nothing but the scan has changed,
-its bits prove every stage; a benchmark, by its times in turns, too. Each proof is kept in results/<profile>/proofs,
-and only then is the stage's entry in dvc.lock renewed. Where only comments, docstrings, the texts of errors or the
-quotes of a command have changed, the syntax trees are the proof, and nothing is run (paper.locks). Every other stage
-takes minutes: run it.
+equal. Detectors, and what hears them, are proved by small runs (paper.witness). Where nothing has changed but the scan
+for processors, its bits prove every stage; of a benchmark, its times must agree as well (paper.scan_proof). Each proof
+is kept in results/<profile>/proofs, and only then is the stage's entry in dvc.lock renewed. Where only comments,
+docstrings, the texts of errors or the quotes of a command have changed, the syntax trees are the proof, and nothing is
+run (paper.locks). Every other stage takes minutes: run it.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -35,6 +33,7 @@ from kwslib.training.config import read_yaml
 from kwslib.wake.voices import only_formants
 from paper import witness
 from paper.locks import only_words_changed, renew, stale
+from paper.scan_proof import KERNELS, only, prove_by_scan, prove_scan
 
 EPOCH = ("training_loss", "training_accuracy", "validation_loss", "validation_accuracy")
 WITNESS = "kwslib/pretrained/mamba_light.safetensors"  # a checkpoint that every clone has
@@ -69,11 +68,6 @@ def first_epoch(tree, recipe, corpus, threads):
 def python(module, *arguments):
     """The command that runs a module."""
     return [sys.executable, "-m", module, *map(str, arguments)]
-
-
-def only(tree):
-    """An environment in which Python imports from `tree` first."""
-    return os.environ | {"PYTHONPATH": str(tree)}
 
 
 def weights_hash(path):
@@ -154,88 +148,6 @@ def reading(kind, tree, root):
 
 
 @cache
-def scan_bits(tree):
-    """SHA-256 of what the scan of a tree gives forward and backward, at the models' shapes. The second of two runs
-    counts, in which no kernel is compiled."""
-    for _ in range(2):
-        run = subprocess.run([sys.executable, "-c", BITS], cwd=tree, env=only(tree), check=True, capture_output=True)
-    return run.stdout.decode().strip()
-
-
-BITS = """
-import hashlib, itertools, torch
-from kwslib.scan import selective_scan
-digest = hashlib.sha256()
-shapes = itertools.product((1, 2), (1, 7, 64), (1, 31, 47, 63, 94), (128, 192, 256, 384))
-for threads, batch, length, channels in shapes:
-    torch.set_num_threads(threads)
-    make = torch.Generator().manual_seed(0)
-    u, delta, z = (torch.randn(batch, length, channels, generator=make) for _ in range(3))
-    B, C = (torch.randn(batch, length, 16, generator=make) for _ in range(2))
-    A, h = -torch.rand(channels, 16, generator=make), torch.randn(batch, channels, 16, generator=make)
-    D, bias = torch.randn(2, channels, generator=make)
-    for more in ({}, dict(D=D, z=z, delta_bias=bias), dict(D=D, z=z, delta_bias=bias, initial_state=h)):
-        given = {"u": u, "delta": delta, "A": A, "B": B, "C": C} | more
-        given = {name: t.clone().requires_grad_() for name, t in given.items()}
-        y = selective_scan(**given, delta_softplus=True, layout="bld")
-        for t in (y, *torch.autograd.grad(y.square().sum(), given.values())):
-            digest.update(t.detach().contiguous().numpy().tobytes())
-print(digest.hexdigest())
-"""
-
-
-def prove_by_scan(profile, kind, name, trees, root):
-    """The proof of a stage of whose code only the scan has changed: its bits, equal in both."""
-    found = {"what": "bits of the scan"} | {when: scan_bits(tree) for when, tree in trees.items()}
-    if found["before"] != found["after"]:
-        raise KwsError(f"{profile} {name}: the bits of the scan differ; run the stage again")
-    return found
-
-
-def prove_scan(profile, kind, name, trees, root):
-    """The proof of a benchmark: at its shapes, the scan gives the same bits forward and backward in the same time.
-
-    Both codes run in turns, five times; the time of each is its shortest, and their ratio must be within a tenth. The
-    bits are those of the last run, in which no kernel is compiled.
-    """
-    runs = {when: [] for when in trees}
-    for _ in range(5):
-        for when, tree in trees.items():
-            run = subprocess.run(
-                [sys.executable, "-c", SCANS], cwd=tree, env=only(tree), check=True, capture_output=True
-            )
-            runs[when].append(json.loads(run.stdout))
-    found = {"what": "bits and time of the scan", **{when: all_runs[-1]["bits"] for when, all_runs in runs.items()}}
-    least = {when: [min(times) for times in zip(*(run["ms"] for run in all_runs))] for when, all_runs in runs.items()}
-    found["ratio"] = [round(after / before, 3) for before, after in zip(least["before"], least["after"])]
-    if found["before"] != found["after"] or not all(0.9 < ratio < 1.1 for ratio in found["ratio"]):
-        raise KwsError(f"the scan's bits or times differ ({found}); run the stage again")
-    return found
-
-
-SCANS = """
-import hashlib, json, time, torch
-from kwslib.scan import selective_scan
-digest, ms = hashlib.sha256(), []
-for batch, length, channels in ((1, 31, 128), (64, 31, 128), (64, 63, 384)):
-    make = torch.Generator().manual_seed(0)
-    u, delta, z = (torch.randn(batch, length, channels, generator=make).requires_grad_() for _ in range(3))
-    B, C = (torch.randn(batch, length, 16, generator=make).requires_grad_() for _ in range(2))
-    A = -torch.rand(channels, 16, generator=make).requires_grad_()
-    best = float("inf")
-    for _ in range(30):
-        started = time.perf_counter()
-        y = selective_scan(u, delta, A, B, C, z=z, delta_softplus=True, layout="bld")
-        grads = torch.autograd.grad(y.square().sum(), (u, delta, B, C, z))
-        best = min(best, time.perf_counter() - started)
-    ms.append(1000 * best)
-    for t in (y, *grads):
-        digest.update(t.detach().numpy().tobytes())
-print(json.dumps({"bits": digest.hexdigest(), "ms": ms}))
-"""
-
-
-@cache
 def small_runs(of, tree, root):
     """The hash of small runs of a kind, once: see paper.witness."""
     speech = read_yaml(root / "profiles/spot/dvc.yaml", "pipeline", "clone it again")["vars"][1]["speech"]
@@ -292,9 +204,11 @@ def prove(before, addresses=(), root=".", jobs=2):
         path, _, stage = address.rpartition(":")
         kind, _, name = stage.partition("@")
         profile = Path(path).parent.name or "quick"
-        profile = {"beyond": "subset", "encoder": "spot", "wake": "spot"}.get(profile, profile)
-        alone = prove_scan if kind == "benchmark" else prove_by_scan
-        if not (prover := alone if address in by_scan else proof_of(profile, kind)):
+        profile = {"beyond": "subset", "encoder": "spot", "wake_words": "spot"}.get(profile, profile)
+        prover = proof_of(profile, kind)
+        if address in by_scan and prover is not prove_scan:
+            prover = prove_scan if kind == "benchmark" else prove_by_scan
+        if not prover:
             return f"{address}: no proof is known for this kind of stage; run it: dvc repro --single-item {address}"
         try:
             proof = prover(profile, kind, name, trees, root)
@@ -310,7 +224,7 @@ def prove(before, addresses=(), root=".", jobs=2):
         renew(repo, address)
         addresses.remove(address)
         print(f"{address}: the same code in other words", flush=True)
-    by_scan = [a for a in addresses if only_words_changed(repo, a, tree, but=("kwslib/scan",))]
+    by_scan = [a for a in addresses if only_words_changed(repo, a, tree, KERNELS)]
     with ThreadPoolExecutor(jobs) as pool:
         for address, problem in zip(addresses, pool.map(one, addresses)):
             if problem:

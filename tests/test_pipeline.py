@@ -47,12 +47,12 @@ def test_every_stage_depends_on_whole_rooms_and_existing_files(root):
 
 
 def test_what_parameters_hold_reaches_the_shell_in_quotes(root):
-    """But for the options of wake words, which profiles wake and tried hold beside their command."""
+    """But for the options of wake words, which profiles wake_words and tried hold beside their command."""
     for path in (root / "dvc.yaml", *sorted(root.glob("profiles/*/dvc.yaml"))):
         for name, stage in yaml.safe_load(path.read_text())["stages"].items():
             command = stage.get("do", stage)["cmd"]
             bare = re.findall(r"\$\{.*?\}", re.sub(r"'[^']*'", "", command))
-            options = path.parent.name in ("wake", "tried") and name == "words"
+            options = path.parent.name in ("wake_words", "tried") and name == "words"
             assert bare == (["${item}"] if options else []), f"{path} {name}"
 
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import git
 
 from kwslib.io import KwsError, write_json
-from paper import locks, prove, witness
+from paper import locks, prove, scan_proof, witness
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +100,7 @@ def test_where_the_scan_alone_has_changed_its_bits_are_the_proof(tmp_path, monke
     """A benchmark's is that of times, too; where other code has changed, it is none."""
     monkeypatch.chdir(tmp_path)
     git(tmp_path, "init", "-q")
-    for name in ("kwslib/scan/one.py", "code.py"):
+    for name in ("kwslib/scan/cpu.py", "kwslib/scan/triton.py", "code.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(ONE)
     stage = "    cmd: echo 1 > {0}\n    deps: [kwslib/scan, code.py]\n    outs: [{{{0}: {{cache: false}}}}]\n"
@@ -111,19 +111,38 @@ def test_where_the_scan_alone_has_changed_its_bits_are_the_proof(tmp_path, monke
         subprocess.run([sys.executable, "-m", "dvc", *command], check=True)
     git(tmp_path, "add", "-A")
     git(tmp_path, "commit", "-qm", "one")
-    (tmp_path / "kwslib/scan/one.py").write_text(ONE.replace("2", "3"))
+    (tmp_path / "kwslib/scan/cpu.py").write_text(ONE.replace("2", "3"))
     bits = {True: "a", False: "b"}  # by whether the folder is the root
-    monkeypatch.setattr(prove, "scan_bits", lambda tree: bits[tree == tmp_path])
+    monkeypatch.setattr(scan_proof, "scan_bits", lambda tree: bits[tree == tmp_path])
     assert "the bits of the scan differ" in " ".join(prove.prove("HEAD", ["fit"]))
     bits[False] = "a"
-    (tmp_path / "code.py").write_text(ONE.replace("2", "3"))
-    assert "no proof is known" in prove.prove("HEAD", ["fit"])[0]
-    (tmp_path / "code.py").write_text(SAME)
+    for other in ("code.py", "kwslib/scan/triton.py"):
+        (tmp_path / other).write_text(ONE.replace("2", "3"))
+        assert "no proof is known" in prove.prove("HEAD", ["fit"])[0]
+        (tmp_path / other).write_text(SAME)
     monkeypatch.setattr(prove, "prove_scan", lambda *given: {"what": "bits and time of the scan"})
     assert prove.prove("HEAD", ["fit", "benchmark"]) == [] and "fit: same" in capsys.readouterr().out
     assert "time" in (tmp_path / "results/quick/proofs/benchmark.json").read_text()
     proof = json.loads((tmp_path / "results/quick/proofs/fit.json").read_text())
     assert proof["what"] == "bits of the scan" and proof["before"] == proof["after"] == "a"
+
+
+def test_the_bits_of_the_scan_are_those_of_its_results(root, tmp_path, monkeypatch):
+    few = scan_proof.BITS.replace("(1, 7, 64), (1, 31, 47, 63, 94), (128, 192, 256, 384)", "(2,), (3,), (64,)")
+    assert few != scan_proof.BITS
+    monkeypatch.setattr(scan_proof, "BITS", few)
+    (tmp_path / "kwslib").mkdir()
+    (tmp_path / "kwslib/scan.py").write_text(
+        "import torch\nkept = []\n"
+        "def selective_scan(u, delta, A, B, C, D=None, z=None, delta_bias=None, initial_state=None, **how):\n"
+        "    given = [t for t in (u, delta, A, B, C, D, z, delta_bias, initial_state) if t is not None]\n"
+        "    return sum(t.sum() for t in given) * torch.ones(2), u.detach()\n"
+    )
+    assert scan_proof.scan_bits(root) == scan_proof.scan_bits(root) != scan_proof.scan_bits(tmp_path)
+    (tmp_path / "broken/kwslib").mkdir(parents=True)
+    (tmp_path / "broken/kwslib/scan.py").write_text("raise OSError('broken')")
+    with pytest.raises(KwsError, match="the scan failed in .*broken"):
+        scan_proof.scan_bits(tmp_path / "broken")
 
 
 def test_the_hash_of_weights_sees_one_bit(tmp_path):

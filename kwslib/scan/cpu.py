@@ -8,6 +8,7 @@ of ours for the cores. Where that is impossible (another OpenMP, a forked child)
 import ctypes
 import functools
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -88,9 +89,14 @@ def _run(backward, tensors, softplus, kept, **others):
         list(_pool(os.getpid()).map(lambda share: run(ctypes.addressof(share)), shares))
 
 
-@functools.cache
 def team(backward):
     """The compiled C function void(Work *) that does a thread's share of a pass, called by address."""
+    with _compiling:  # a second thread that came too early would load it into Numba's engine: see _as_cached
+        return _team(backward)
+
+
+@functools.cache
+def _team(backward):
     function = numba.cfunc("void(voidptr)", cache=True, **STRICT)(backward_team if backward else forward_team)
     return function.ctypes if function.cache_hits else _as_cached(function)
 
@@ -118,5 +124,5 @@ def _find_openmp():
     return None
 
 
-_openmp, _process = _find_openmp(), os.getpid()
+_openmp, _process, _compiling = _find_openmp(), os.getpid(), threading.Lock()
 _pool = functools.cache(lambda process: ThreadPoolExecutor(os.cpu_count(), "scan"))

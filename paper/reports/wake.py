@@ -37,7 +37,7 @@ def load_wake(results):
     """The runs of a results folder, by name. Raises KwsError where there are none."""
     runs = [read_json(path) for path in sorted(Path(results).glob("*.json"))]
     if not runs:
-        raise KwsError(f"{results} holds no run of wake words; make repro PROFILE=wake writes them")
+        raise KwsError(f"{results} holds no run of wake words; make repro PROFILE=wake_words writes them")
     return {run["run"]: run for run in runs}
 
 
