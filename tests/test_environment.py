@@ -161,7 +161,7 @@ def test_unknown_profile_ends_in_one_sentence(root):
     run = make(root, "repro", "PROFILE=huge")
     assert run.returncode != 0 and run.stdout == ""
     told = [line for line in run.stderr.splitlines() if not line.startswith("make: ***")]
-    names = "quick subset long commands beyond paper scan search rates spot"
+    names = "quick subset long commands beyond paper scan search rates spot wake_words"
     assert told == [f"error: no profile is called 'huge'; choose one of: {names}"]
 
 
