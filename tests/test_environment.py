@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -163,6 +164,16 @@ def test_unknown_profile_ends_in_one_sentence(root):
     told = [line for line in run.stderr.splitlines() if not line.startswith("make: ***")]
     names = "quick subset long commands beyond paper scan search rates spot wake_words"
     assert told == [f"error: no profile is called 'huge'; choose one of: {names}"]
+
+
+def test_every_profile_passes_the_check_before_its_stages(root):
+    """Those without a params.yaml, too, which train nothing."""
+    listed = re.search(r"^PROFILES := (.*)", (root / "Makefile").read_text(), re.M)[1].split()
+    for name in listed:
+        planned = make(root, "--dry-run", "repro", f"PROFILE={name}").stdout
+        arguments = re.search(r"python -m (paper\.profile.*)", planned)[1].split()
+        run = subprocess.run([sys.executable, "-m", *arguments], cwd=root, capture_output=True, text=True)
+        assert (run.returncode, run.stdout, run.stderr) == (0, "", ""), name
 
 
 def test_old_python_is_refused_in_one_sentence(root, tmp_path):
