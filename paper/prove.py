@@ -33,7 +33,8 @@ from kwslib.training.config import read_yaml
 from kwslib.wake.voices import only_formants
 from paper import witness
 from paper.locks import only_words_changed, renew, stale
-from paper.scan_proof import KERNELS, only, prove_by_scan, prove_scan
+from paper.scan_proof import KERNELS, prove_by_scan, prove_times
+from paper.trees import only, run_in
 
 EPOCH = ("training_loss", "training_accuracy", "validation_loss", "validation_accuracy")
 WITNESS = "kwslib/pretrained/mamba_light.safetensors"  # a checkpoint that every clone has
@@ -52,7 +53,8 @@ def first_epoch(tree, recipe, corpus, threads):
         write_json(out / "recipe.yaml", recipe)  # JSON is YAML
         arguments = ["--config", out / "recipe.yaml", "--corpus", corpus, "--out", out, "--threads", threads]
         with open(out / "log", "w") as log:
-            run = subprocess.Popen(python("kwslib.train", *arguments), cwd=tree, stdout=log, stderr=log, env=only(tree))
+            command = [sys.executable, "-m", "kwslib.train", *map(str, arguments)]
+            run = subprocess.Popen(command, cwd=tree, stdout=log, stderr=log, env=only(tree))
             while not (out / "resume.safetensors").exists() and run.poll() is None:
                 time.sleep(0.02)
             run.kill()
@@ -63,11 +65,6 @@ def first_epoch(tree, recipe, corpus, threads):
         if later:
             raise KwsError(f"an epoch in {tree} is too short to stop after the first; run this training again instead")
         return {"weights": weights_hash(out / "resume.safetensors"), **{key: row[key] for key in EPOCH}}
-
-
-def python(module, *arguments):
-    """The command that runs a module."""
-    return [sys.executable, "-m", module, *map(str, arguments)]
 
 
 def weights_hash(path):
@@ -138,10 +135,8 @@ def reading(kind, tree, root):
     """SHA-256 of what a reader of a tree finds for the shipped model, without what depends on the machine."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.json"
-        command = python(*READERS[kind], root / WITNESS, "--corpus", root / "data/beyond", "--out", out)
-        run = subprocess.run(command, cwd=tree, env=only(tree), capture_output=True, text=True)
-        if run.returncode:
-            raise KwsError(f"{kind} of {WITNESS} failed in {tree}: {run.stderr.strip()[-300:]}")
+        options = [*READERS[kind], root / WITNESS, "--corpus", root / "data/beyond", "--out", out]
+        run_in(tree, f"{kind} of {WITNESS}", "-m", *options)
         result = read_json(out, "result")
     result = {key: value for key, value in result.items() if key not in PER_MACHINE}
     return hashlib.sha256(repr(sorted(result.items())).encode()).hexdigest()
@@ -175,11 +170,15 @@ PROOFS = {"train": prove_training, "again": prove_training, "trial": prove_train
           **dict.fromkeys(READERS, prove_reading)}  # fmt: skip
 
 
-def proof_of(profile, kind):
-    """The function that proves a kind of stage, None where there is none. The scan's measure and the detector's have
-    one name.
+def proof_of(profile, kind, scan_alone=False):
+    """The function that proves a kind of stage, None where there is none. scan_alone: of the stage's code nothing but
+    the scan for processors has changed. The scan's measure and the detector's have one name.
     """
-    return {"scan": prove_scan, "spot": prove_detector}.get(profile) if kind == "measure" else PROOFS.get(kind)
+    if (profile, kind) == ("scan", "measure") or (scan_alone and kind == "benchmark"):
+        return prove_times
+    if scan_alone:
+        return prove_by_scan
+    return prove_detector if (profile, kind) == ("spot", "measure") else PROOFS.get(kind)
 
 
 def prove(before, addresses=(), root=".", jobs=2):
@@ -205,9 +204,7 @@ def prove(before, addresses=(), root=".", jobs=2):
         kind, _, name = stage.partition("@")
         profile = Path(path).parent.name or "quick"
         profile = {"beyond": "subset", "encoder": "spot", "wake_words": "spot"}.get(profile, profile)
-        prover = proof_of(profile, kind)
-        if address in by_scan and prover is not prove_scan:
-            prover = prove_scan if kind == "benchmark" else prove_by_scan
+        prover = proof_of(profile, kind, address in by_scan)
         if not prover:
             return f"{address}: no proof is known for this kind of stage; run it: dvc repro --single-item {address}"
         try:

@@ -9,17 +9,14 @@ encoder and beyond do, on fewer clips or words and in fewer steps."""
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from functools import cache, partial
 from pathlib import Path
 
 from safetensors import safe_open
 
-from kwslib.io import KwsError
 from paper.spotting.changed import CHANGES
+from paper.trees import run_in
 
 SPOKEN = "espeak-ng", "flite"  # the engines that speak in the small runs
 SMALL = "--clips 40 --batch 8".split()
@@ -180,10 +177,7 @@ rivals, day = rests_on_measure("rivals.py", "engines.py"), rests_on_measure("day
 
 def run(tree, folder, *arguments):
     """Run Python with the code in the folder `tree`, in `folder`."""
-    env = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *map(str, arguments)], cwd=folder, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise KwsError(f"the small run {arguments[1].strip()} failed in {tree}: {done.stderr.strip()[-300:]}")
+    run_in(tree, f"the small run {arguments[1].strip()}", *arguments, folder=folder, OMP_NUM_THREADS="1")
 
 
 def weigh(digest, checkpoint):

@@ -120,7 +120,10 @@ def test_where_the_scan_alone_has_changed_its_bits_are_the_proof(tmp_path, monke
         (tmp_path / other).write_text(ONE.replace("2", "3"))
         assert "no proof is known" in prove.prove("HEAD", ["fit"])[0]
         (tmp_path / other).write_text(SAME)
-    monkeypatch.setattr(prove, "prove_scan", lambda *given: {"what": "bits and time of the scan"})
+    ms = {True: "[2.0]", False: "[1.0]"}
+    monkeypatch.setattr(scan_proof, "run_in", lambda tree, *given: ms[tree == tmp_path])
+    assert "benchmark: the times of the scan differ ([2.0])" in prove.prove("HEAD", ["benchmark"])[0]
+    ms[False] = "[1.9]"
     assert prove.prove("HEAD", ["fit", "benchmark"]) == [] and "fit: same" in capsys.readouterr().out
     assert "time" in (tmp_path / "results/quick/proofs/benchmark.json").read_text()
     proof = json.loads((tmp_path / "results/quick/proofs/fit.json").read_text())
@@ -164,7 +167,7 @@ def test_the_hash_of_weights_sees_one_bit(tmp_path):
 
 def test_two_measures_of_one_name_have_proofs_of_their_own():
     """The scan's bits say nothing of a detector."""
-    assert prove.proof_of("scan", "measure") is prove.prove_scan
+    assert prove.proof_of("scan", "measure") is prove.prove_times
     assert prove.proof_of("spot", "measure") is prove.proof_of("spot", "detector") is prove.prove_detector
     assert prove.proof_of("quick", "measure") is prove.proof_of("spot", "table") is None
 
