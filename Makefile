@@ -54,7 +54,7 @@ CORPUS_wake_words := profiles/spot/dvc.yaml:corpus
 ONLY_spot := --single-item
 ONLY_wake_words := --single-item
 repro: profile $(READY)  ## repeat the runs, tables and figures, and report what was reproduced: PROFILE=quick (default), subset, …
-	@$(RUN) paper.profile $(if $(filter quick,$(PROFILE)),params.yaml,$(wildcard profiles/$(PROFILE)/params.yaml))
+	@$(foreach params,$(if $(filter quick,$(PROFILE)),params.yaml,$(wildcard profiles/$(PROFILE)/params.yaml)),$(RUN) paper.profile $(params))
 ifdef SIDE_$(PROFILE)
 	$(RUN) dvc repro $(or $(CORPUS_$(PROFILE)),$(PIPELINE):corpus)
 	for group in $(SIDE_$(PROFILE)); do \

@@ -89,10 +89,5 @@ class Profile:
         return source if source in ("synthetic", "speech_commands") else self.root / source
 
 
-def main():
-    for path in sys.argv[1:]:  # none, for a profile that trains nothing
-        Profile(path)
-
-
 if __name__ == "__main__":  # check parameter files before dvc reads them
-    cli(main)
+    cli(lambda: [Profile(path) for path in sys.argv[1:]] and None)
