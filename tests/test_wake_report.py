@@ -83,14 +83,20 @@ def test_words_that_the_recipe_was_not_developed_on_count_by_their_recordings(ru
     other = run("unseen", (0.5, 0.1)) | {"n": {"computer": 10, "snowboy": 30}}
     df, caption = wake.wake_tables(runs, unseen=other)["unseen"]
     rows = df.set_index("word")
-    assert list(rows["recordings"]) == ["10", "30", "40"] and list(rows["clean"][:2]) == ["52 / 50", "12 / 10"]
+    assert list(rows["recordings"]) == ["10", "30", "", "40"] and list(rows["clean"][:2]) == ["52 / 50", "12 / 10"]
     low, high = beta.ppf(0.025, 8, 33), beta.ppf(0.975, 9, 32)  # 5 and 3 missed of 40
     assert rows["clean"]["all recordings"] == f"22.5 / 20.0 [{100 * low:.1f}–{100 * high:.1f}]"
     said = wake.findings(runs, other).splitlines()[-1]
-    assert (
-        said.startswith("- Of 40 recordings of 2 other words")
-        and "misses 20.0 % at one" in said
-        and "not reached" in said
+    assert said.startswith("- Of 2 other words (computer, snowboy), 40 clips") and "not reached" in said
+    assert "the mean of the words, 30.0 % at one" in said and "the clips together it misses 20.0 % at one" in said
+    assert "of the worst word, “computer”, 50.0 % at one" in said
+
+
+def test_the_word_that_is_missed_most_may_be_another_at_none():
+    one, none = {"computer": 1.0, "snowboy": 3.0}, {"computer": 19.5, "snowboy": 6.3}
+    assert wake.worst_word(one, none, 10) == (
+        "the worst word 3.0 % at one false alarm (“snowboy”) and 19.5 % at none (“computer”) "
+        "(target: 10 %, reached at one, not at none)"
     )
 
 
@@ -126,12 +132,13 @@ def test_the_figure_orders_runs_by_what_is_varied(runs):
 def test_findings_say_what_is_reached(runs):
     text, espeak, ten, spread = wake.findings(runs).splitlines()
     missed = "the misses are 3.5 % at one false alarm and 5.5 % at none (target: 4 %, reached at one, not at none)"
-    assert f"mean of 2 seeds, {missed}; for “computer” 5.0 % at one" in text
+    assert f"mean of 2 seeds, {missed}; of the worst word, “computer”, 5.0 % at one" in text
     assert text.endswith(
         "in kitchen noise at 10 dB 13.5 % at one false alarm and 15.5 % at none (target: 20 %, reached)."
     )
     assert "the misses are 15.0 % at one false alarm and 17.0 % at none (target: 10 %, not reached)" in espeak
     missed = "the misses are 3.0 % at one false alarm and 5.0 % at none (target: 1.5 %, not reached)"
-    assert f"{missed}; for “computer” 5.0 % at one false alarm and 7.0 % at none (target: 4 %, not reached)" in ten
+    worst = "of the worst word, “computer”, 5.0 % at one false alarm and 7.0 % at none (target: 4 %, not reached)"
+    assert f"{missed}; {worst}" in ten
     assert "in kitchen noise at 10 dB 13.0 % at one false alarm and 15.0 % at none (target: 8 %, not reached)" in ten
     assert "2 seeds of the text alone miss 2.0 to 5.0 % at one false alarm and 4.0 to 7.0 % at none" in spread

@@ -89,7 +89,8 @@ def spot_tables(found):
             "threshold or one for each word, and whether carried state starts anew, two states in turn. Misses in %, "
             f"n = {c['chosen']['n']:,} keywords; "
             f"{c['chosen']['hours']:.2f} h without keywords. Words heard twice per 1,000, by the seconds without a "
-            f"second event: windows {rests(c['chosen'])}; carried {rests(c['chosen_carried'])}.",
+            f"second event: windows {rests(c['chosen'])}; carried {rests(c['chosen_carried'])}. "
+            "Chosen is what misses least at one false alarm an hour.",
         ),
     }
     if found["tried"]:

@@ -21,6 +21,7 @@ FORMANTS = (10.0, None, None)
 TARGETS = {"text": TEXT, "no_speech": TEXT, "all": TEXT, "ten": (1.5, 4.0, 8.0)}
 TARGETS |= {"espeak": FORMANTS, "espeak_no_speech": FORMANTS}
 TEN = 10
+AT = "one false alarm", "none"
 
 
 def load_rivals(path):
@@ -70,10 +71,22 @@ def over_recordings(run, kind="clean", alarms=1):
     return f"[{100 * ci.low:.1f}–{100 * ci.high:.1f}]"
 
 
-def against(one, none, most):
-    """Misses in % at one and at no false alarm in 23 minutes, and a target for one in 45, which lies between them."""
+def against(one, none, most=None, names=("", "")):
+    """Misses in % at one and at no false alarm in 23 minutes, and a target for one in 45, which lies between them.
+    names: of what is missed so."""
+    said = " and ".join(f"{v:.1f} % at {at}{name}" for v, at, name in zip((one, none), AT, names))
+    if most is None:
+        return said
     verdict = "reached" if none <= most else "not reached" if one > most else "reached at one, not at none"
-    return f"{one:.1f} % at one false alarm and {none:.1f} % at none (target: {most:g} %, {verdict})"
+    return f"{said} (target: {most:g} %, {verdict})"
+
+
+def worst_word(one, none, most):
+    """The same of the word that is missed most, which at none may be another than at one."""
+    first, last = (max(of, key=of.get) for of in (one, none))
+    if first == last:
+        return f"the worst word, “{first}”, {against(one[first], none[first], most)}"
+    return f"the worst word {against(one[first], none[last], most, [f' (“{word}”)' for word in (first, last)])}"
 
 
 def learned_from(run):
@@ -178,6 +191,10 @@ def unseen_table(run, before=None):
         for of, kind, name in columns:
             row[name] = " / ".join(f"{misses(of, kind, alarms)[word]:.0f}" for alarms in (0, 1))
         rows.append(row)
+    row = {"word": "mean of the words", "recordings": ""}
+    for of, kind, name in columns:
+        row[name] = " / ".join(f"{misses(of, kind, alarms)['mean']:.1f}" for alarms in (0, 1))
+    rows.append(row)
     whole = {"word": "all recordings", "recordings": str(sum(run["n"].values()))}
     for of, kind, name in columns:
         shares = [100 * count / n for count, n in (missed(of, kind, alarms) for alarms in (0, 1))]
@@ -200,13 +217,15 @@ def unseen_table(run, before=None):
 
 def unseen_finding(run, before=None):
     """The same in a sentence, in Markdown; beside it what an earlier recipe's run missed."""
-    of, said = sum(run["n"].values()), []
-    for kind, most in zip(KINDS, (TEXT[0], TEXT[2])):
-        one, none = (100 * missed(run, kind, alarms)[0] / of for alarms in (1, 0))
-        said.append(against(one, none, most))
+    quiet, loud = ([misses(run, kind, alarms) for alarms in (1, 0)] for kind in KINDS)
+    means = [[at.pop("mean") for at in both] for both in (quiet, loud)]
+    count, of = (", ".join(run["n"]), sum(run["n"].values()))
+    shares = [100 * missed(run, alarms=alarms)[0] / of for alarms in (1, 0)]
     line = (
-        f"- Of {of} recordings of {len(run['n'])} other words, clips of Speech Commands, the text alone by "
-        f"{' and '.join(run['engines'])} misses {said[0]}; in kitchen noise at 10 dB {said[1]}."
+        f"- Of {len(run['n'])} other words ({count}), {of} clips of Speech Commands, the text alone by "
+        f"{' and '.join(run['engines'])} misses, in the mean of the words, {against(*means[0], TEXT[0])}; of "
+        f"{worst_word(*quiet, TEXT[1])}; in kitchen noise at 10 dB {against(*means[1], TEXT[2])}. Of all the clips "
+        f"together it misses {against(*shares)}."
     )
     if not before:
         return line
@@ -214,10 +233,10 @@ def unseen_finding(run, before=None):
     others, led = GROUPS
     kept = [missed(r, words=others) for r in (before, run)]
     return (
-        f"{line} The same recipe {BEFORE} missed, of {of} recordings in clean sound, {100 * then[0] / of:.1f} % at one "
-        f"false alarm and {100 * then[1] / of:.1f} % at none: what it missed of {len(led)} of the words led to today's "
-        f"start. Of the {len(others)} others it missed {kept[0][0]} of {kept[0][1]} recordings at one, and today's "
-        f"recipe misses {kept[1][0]} of {kept[1][1]}."
+        f"{line} The same recipe {BEFORE} missed, of {of} recordings in clean sound, "
+        f"{against(*(100 * count / of for count in then))}: what it missed of {len(led)} of the words led to "
+        f"today's start. Of the {len(others)} others it missed {kept[0][0]} of {kept[0][1]} recordings at one, and "
+        f"today's recipe misses {kept[1][0]} of {kept[1][1]}."
     )
 
 
@@ -316,10 +335,8 @@ def findings(runs, unseen=None, before=None):
         if not own or own[0] is None:
             continue
         (one, none), (most, worst, noisy) = (mean_misses(own, alarms=k) for k in (1, 0)), TARGETS[name]
-        said = f"{what}, the misses are {against(one.pop('mean'), none['mean'], most)}"
-        least = max(one, key=one.get)
-        if worst:
-            said += f"; for “{least}” {against(one[least], none[least], worst)}"
+        said = f"{what}, the misses are {against(one.pop('mean'), none.pop('mean'), most)}; of "
+        said += worst_word(one, none, worst)
         if noisy and (loud := mean_misses(own, "kitchen_10db").get("mean")):
             said += f"; in kitchen noise at 10 dB {against(loud, mean_misses(own, 'kitchen_10db', 0)['mean'], noisy)}"
         lines.append(f"- {said}.")
