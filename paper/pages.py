@@ -158,12 +158,12 @@ def readers(root):
         thresholds for one false alarm an hour, or at one alarm in the running speech ("swept"); or the "minutes" that
         it took to make them.
         """
+        if key == "with_takes":  # the timed runs, side by side: the text, then ten recordings
+            runs = wake_report.load_wake(root / "results/wake")
+            return f"{sum(runs[n]['speaking_s'] + runs[n]['training_s'] for n in ('text', 'takes10')) / 60:.0f}"
         run = json.loads((root / "results/spot/example.json").read_text())
         if key == "minutes":
             return f"{run['seconds'] / 60:.0f}"
-        if key == "with_takes":  # the timed runs, side by side: the text, then ten recordings
-            runs = [json.loads((root / f"results/wake/{name}.json").read_text()) for name in ("text", "takes10")]
-            return f"{sum(run['speaking_s'] + run['training_s'] for run in runs) / 60:.0f}"
         clean = run["clean"]
         at = clean["at_card_thresholds"]["1"].values()
         return f"{100 * (mean(w['misses'] for w in at) if key == 'card' else clean['mean_misses']['1']):.0f}"

@@ -82,8 +82,8 @@ def against(one, none, most=None, names=("", "")):
 
 
 def worst_word(one, none, most):
-    """The same of the word that is missed most, which at none may be another than at one."""
-    first, last = (max(of, key=of.get) for of in (one, none))
+    """The same of the word that is missed most, which at none may be another than at one; of `misses` at both."""
+    first, last = (max((w for w in of if w != "mean"), key=of.get) for of in (one, none))
     if first == last:
         return f"the worst word, “{first}”, {against(one[first], none[first], most)}"
     return f"the worst word {against(one[first], none[last], most, [f' (“{word}”)' for word in (first, last)])}"
@@ -218,7 +218,7 @@ def unseen_table(run, before=None):
 def unseen_finding(run, before=None):
     """The same in a sentence, in Markdown; beside it what an earlier recipe's run missed."""
     quiet, loud = ([misses(run, kind, alarms) for alarms in (1, 0)] for kind in KINDS)
-    means = [[at.pop("mean") for at in both] for both in (quiet, loud)]
+    means = [[at["mean"] for at in both] for both in (quiet, loud)]
     count, of = (", ".join(run["n"]), sum(run["n"].values()))
     shares = [100 * missed(run, alarms=alarms)[0] / of for alarms in (1, 0)]
     line = (
@@ -335,7 +335,7 @@ def findings(runs, unseen=None, before=None):
         if not own or own[0] is None:
             continue
         (one, none), (most, worst, noisy) = (mean_misses(own, alarms=k) for k in (1, 0)), TARGETS[name]
-        said = f"{what}, the misses are {against(one.pop('mean'), none.pop('mean'), most)}; of "
+        said = f"{what}, the misses are {against(one['mean'], none['mean'], most)}; of "
         said += worst_word(one, none, worst)
         if noisy and (loud := mean_misses(own, "kitchen_10db").get("mean")):
             said += f"; in kitchen noise at 10 dB {against(loud, mean_misses(own, 'kitchen_10db', 0)['mean'], noisy)}"
