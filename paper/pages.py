@@ -156,9 +156,9 @@ def readers(root):
     def wake_example(key):
         """Of the wake words of results/spot/example.json, missed recordings in per cent, their mean: at the "card"'s
         thresholds for one false alarm an hour, or at one alarm in the running speech ("swept"); or the "minutes" that
-        it took to make them.
+        it took to make them. "two_cores": the minutes in the card of `kws wake`, with ten recordings of each.
         """
-        if key == "two_cores":  # the card of `kws wake`, for the same phrases and with ten recordings of each
+        if key == "two_cores":
             return f"{json.loads((root / 'results/spot/two_cores.json').read_text())['wake']['seconds'] / 60:.0f}"
         run = json.loads((root / "results/spot/example.json").read_text())
         if key == "minutes":

@@ -185,16 +185,12 @@ def unseen_table(run, before=None):
     """Other words than those of the development: (DataFrame, caption). before: an earlier recipe's run."""
     columns = [(run, kind, name) for kind, name in KINDS.items()]
     columns += [(before, kind, f"{name}, {BEFORE}") for kind, name in KINDS.items() if before]
-    rows = []
-    for word, count in run["n"].items():
-        row = {"word": word, "recordings": str(count)}
+    rows, words = [], [(word, word, str(count), 0) for word, count in run["n"].items()]
+    for said, word, count, digits in [*words, ("mean of the words", "mean", "", 1)]:
+        row = {"word": said, "recordings": count}
         for of, kind, name in columns:
-            row[name] = " / ".join(f"{misses(of, kind, alarms)[word]:.0f}" for alarms in (0, 1))
+            row[name] = " / ".join(f"{misses(of, kind, alarms)[word]:.{digits}f}" for alarms in (0, 1))
         rows.append(row)
-    row = {"word": "mean of the words", "recordings": ""}
-    for of, kind, name in columns:
-        row[name] = " / ".join(f"{misses(of, kind, alarms)['mean']:.1f}" for alarms in (0, 1))
-    rows.append(row)
     whole = {"word": "all recordings", "recordings": str(sum(run["n"].values()))}
     for of, kind, name in columns:
         shares = [100 * count / n for count, n in (missed(of, kind, alarms) for alarms in (0, 1))]
