@@ -132,24 +132,33 @@ def said(key, value):
 
 
 def deviation_table():
-    """(DataFrame of text, caption): every difference with its reason, and for each model what is the same."""
+    """(DataFrame of text, caption): every difference with its reason and its models, then of each model what is the
+    same.
+    """
     from pandas import DataFrame
 
+    models = {}
+    for entry in deviations():
+        if entry["key"] == "same":
+            row = ("same", ", ".join(entry["published"]), "the same", f"Source: {entry['why']}.")
+        else:
+            row = (entry["key"], *(said(entry["key"], entry[side]) for side in ("published", "here")), entry["why"])
+        models.setdefault(row, []).append(entry["model"])
     rows = [
-        {
-            "model": label_of(entry["model"]),
-            "key": entry["key"],
-            "as published": ", ".join(entry["published"])
-            if entry["key"] == "same"
-            else said(entry["key"], entry["published"]),
-            "here": "the same" if entry["key"] == "same" else said(entry["key"], entry["here"]),
-            "why": f"Source: {entry['why']}." if entry["key"] == "same" else entry["why"],
-        }
-        for entry in deviations()
+        {"models": named(own), "key": key, "as published": published, "here": here, "why": why}
+        for (key, published, here, why), own in sorted(models.items(), key=lambda item: item[0][0] == "same")
     ]
     caption = (
         "How every row was published and how it is trained here (profile paper, the corpus' 35 words). Keys are those "
-        "of a recipe (kws train --help). A line “same” holds what does not differ. Rows “as run” stand beside the "
-        "recorded notebooks, the others have the front-end that the README describes. Mamba-Light is ours."
+        "of a recipe (kws train --help). First what differs, then, in the lines “same”, what does not. Rows “as run” "
+        "stand beside the recorded notebooks, the others have the front-end that the README describes; “both” is the "
+        "two of them. Mamba-Light is ours."
     )
     return DataFrame(rows), caption
+
+
+def named(models):
+    """Labels in one line: "RetNet-KWS (both)" where a model and its row "as run" are among them."""
+    both = [model for model in models if f"{model}_as_run" in models]
+    left = [model for model in models if model.removesuffix("_as_run") not in both or model in both]
+    return "; ".join(label_of(model) + " (both)" * (model in both) for model in left)

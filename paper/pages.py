@@ -205,15 +205,16 @@ def readers(root):
         value = scan_report.headline_numbers(json.loads((root / "results/scan/scan.json").read_text()))[key]
         return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
-    def table(path, otherwise=None):
+    def table(path, otherwise=None, all_rows=True):
         """A Markdown file that a stage wrote: a caption and a table, or a list of findings. otherwise: what stands
-        there where it is not written yet.
+        there where it is not written yet. all_rows: with those of models that have not been run.
         """
         if otherwise and not (root / path).is_file():
             return otherwise
         if not (root / path).is_file():
             raise KwsError(f"a page asks for {path}, which does not exist; make figures writes it")
-        return (root / path).read_text(encoding="utf-8").strip()
+        lines = (root / path).read_text(encoding="utf-8").strip().split("\n")
+        return "\n".join(line for line in lines if all_rows or "| not run |" not in line)
 
     def size(model):
         """The size of a shipped model's file."""

@@ -159,6 +159,17 @@ def test_every_finding_says_after_how_many_epochs_and_groups_are_kept_apart(trai
     assert not any("10 false alarms" in column for column in df.columns)  # chosen on the test: not said
 
 
+def test_masking_is_said_of_the_models_that_it_changes():
+    def entry(model, *masked):
+        cut = {s: {"masked": {"accuracy": a}, "padded": {"accuracy": 0.9}} for s, a in zip(("0.3", "0.6"), masked)}
+        return {"model": model, "cut": cut}
+
+    sentence = robustness_report.masking_sentence
+    assert "none of the models" in sentence([entry("kwt_1", 0.9, 0.9)])
+    text = sentence([entry("kwt_1", 0.9, 0.9), entry("mamba_light", 0.91, 0.88), entry("ds_cnn", 0.9, 0.9)])
+    assert "-2.00 (Mamba-Light, 0.6 s) to +1.00 (Mamba-Light, 0.3 s) points; that of the 2 other models" in text
+
+
 def test_a_speaker_is_reported_with_and_without(trained, monkeypatch):
     found = robustness_report.load_beyond(trained)
     assert "of speaker" not in robustness_report.findings(found).split("synthetic stream")[0]

@@ -1,6 +1,7 @@
 """The table of deviations: its two sides, and a reason where they differ and nowhere else."""
 
 import math
+from collections import Counter
 
 import pytest
 
@@ -91,7 +92,21 @@ def test_a_difference_without_a_reason_and_a_key_of_nobody_are_refused(published
 def test_the_table_names_models_and_sources(found):
     pytest.importorskip("pandas")
     df, caption = deviations.deviation_table()
-    assert list(df.columns) == ["model", "key", "as published", "here", "why"] and len(df) == len(found)
-    assert list(dict.fromkeys(df["model"]))[0] == label_of("mamba_mel_small_as_run")
-    mask = df[(df["model"] == "KWT-1") & (df["key"] == "same")]["as published"].item()
+    assert list(df.columns) == ["models", "key", "as published", "here", "why"]
+    same, differs = df[df["key"] == "same"], df[df["key"] != "same"]
+    assert list(same["models"]) == [label_of(entry["model"]) for entry in found if entry["key"] == "same"]
+    assert list(df.index[df["key"] == "same"]) == list(range(len(differs), len(df)))
+    alike = {(e["key"], str(e["published"]), str(e["here"]), e["why"]) for e in found if e["key"] != "same"}
+    assert len(differs) == len(alike) == len(differs.drop_duplicates(["key", "as published", "here", "why"]))
+    times = Counter(entry["model"] for entry in found if entry["key"] != "same")
+    said = "; ".join(differs["models"]).replace("KWS (both)", "KWS; RetNet-KWS, as run").split("; ")
+    assert said.count("RetNet-KWS") == said.count("RetNet-KWS, as run") == times["retnet"] == times["retnet_as_run"]
+    assert said.count("KWT-1") == times["kwt_1"] and said.count("DS-CNN-L") == times["ds_cnn"]
+    mask = same.set_index("models").loc["KWT-1", "as published"]
     assert "freq_mask 2, 0–6 wide" in mask and "speed 0.85 to 1.15" in mask and "recipe" in caption
+
+
+def test_names_in_one_line():
+    both = ["retnet_as_run", "retnet", "kwt_1"]
+    assert deviations.named(both) == "RetNet-KWS (both); KWT-1"
+    assert deviations.named(["retnet_as_run"]) == "RetNet-KWS, as run" and deviations.named(["kwt_1"]) == "KWT-1"

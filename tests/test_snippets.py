@@ -103,6 +103,14 @@ def test_a_model_is_one_file_and_one_recipe(root, place):
     assert run([sys.executable, "-c", count], place, place).strip() == f"{128 * 48 + 48 + 48 * 2 + 2} My model"
 
 
+def test_models_that_were_not_run_stay_off_the_page(root):
+    page = (root / "docs/results.md").read_text(encoding="utf-8")
+    for profile in ("commands", "quick"):
+        rows = (root / f"results/{profile}/tables/comparison.md").read_text(encoding="utf-8").split("\n| --- ")[1]
+        rows = rows.split("\n")[1:]
+        assert {("| not run |" in row, row in page) for row in rows if row} == {(True, False), (False, True)}
+
+
 def test_generated_pages_are_their_templates(root):
     for page, text in pages.render(root).items():
         assert (root / page).read_text(encoding="utf-8") == text, f"{page} is out of date; run `make pages`"

@@ -176,12 +176,7 @@ def condition_sentences(part):
             f"{percent(last['snr'][kind]['0'])} % {seen(last, kind)}, and {named(first)} the lowest, "
             f"{percent(first['snr'][kind]['0'])} % {seen(first, kind)}."
         )
-    gain = {e["model"]: e["cut"]["0.5"]["masked"]["accuracy"] - e["cut"]["0.5"]["padded"]["accuracy"] for e in part}
-    least, most = extremes((value, model) for model, value in gain.items())
-    lines.append(
-        f"on half a second of sound, masking the padding changes the accuracy by {100 * gain[least]:+.2f} "
-        f"({label_of(least)}) to {100 * gain[most]:+.2f} points ({label_of(most)})."
-    )
+    lines.append(masking_sentence(part))
     least, most = extremes((e["calibration"]["error"], e) for e in part)
     lines.append(
         f"the calibration error ranges from {least['calibration']['error']:.3f}, {named(least)}, to "
@@ -195,6 +190,23 @@ def condition_sentences(part):
             f"{most['open_set']['area']:.3f}, and {named(least)} the lowest, {least['open_set']['area']:.3f}."
         )
     return lines
+
+
+def masking_sentence(part):
+    """What it changes to leave the padding of shortened clips out of the mean, over all lengths that were tried."""
+    gains = [
+        (both["masked"]["accuracy"] - both["padded"]["accuracy"], e, seconds)
+        for e in part
+        for seconds, both in e["cut"].items()
+    ]
+    masks = {e["model"] for gain, e, _ in gains if gain}
+    if not masks:
+        return "masking the padding of shortened clips changes the accuracy of none of the models."
+    ends = extremes((gain, (gain, e, seconds)) for gain, e, seconds in gains if e["model"] in masks)
+    low, high = (f"{100 * gain:+.2f} ({named(e)}, {seconds} s)" for gain, e, seconds in ends)
+    others = len({e["model"] for e in part} - masks)
+    rest = f"; that of the {others} other models stays the same" if others else ""
+    return f"masking the padding of shortened clips changes the accuracy by {low} to {high} points{rest}."
 
 
 def speaker_sentences(part):
