@@ -140,7 +140,13 @@ def train(argv=None):
     for key, value in values.items():
         found = list(map(parse_yaml, [value] if isinstance(value, str) else value))
         values[key] = found[0] if len(found) == 1 else found
-    run(load_config(name, **values))
+    config = load_config(name, **values)
+    if config.horizon > 1 and "horizon" not in values and config.epochs != load_config(name).epochs:
+        raise KwsError(
+            f"the recipe's horizon is {config.horizon:g}: its rate falls over {config.horizon:g} runs and is cut off; "
+            f"with --epochs of your own add --horizon 1 to let it fall, or --horizon {config.horizon:g} to cut it off"
+        )
+    run(config)
     leave()
 
 

@@ -75,18 +75,24 @@ def compare(groups, pairs, draws=DRAWS, seed=0):
 
 
 def without_speaker(groups, speaker=SPEAKER):
-    """model -> {clips, wrong, with, without}: its mean accuracy with and without one speaker, and how many clips that
-    has, and on how many of them a seed of the model is wrong. groups: see `known_groups`.
+    """model -> {clips, wrong, with, without, intervals, seeds}: its mean accuracy with and without one speaker, their
+    intervals, and how many clips that has, and on how many of them a seed of the model is wrong. groups: see
+    `known_groups`.
 
     Models that were not tested on the speaker are left out.
     """
     found = {}
-    for model, tables in groups.items():
-        if all(speaker in table and len(table) > 1 for table in tables):
-            rest = [{s: row for s, row in table.items() if s != speaker} for table in tables]
-            right, clips = (mean(table[speaker][i] for table in tables) for i in (0, 1))
-            found[model] = {"clips": round(clips), "wrong": clips - right}
-            found[model] |= {"with": mean(map(share, tables)), "without": mean(map(share, rest))}
+    known = {m: own for m, own in groups.items() if all(speaker in table and len(table) > 1 for table in own)}
+    others = {m: [{s: row for s, row in t.items() if s != speaker} for t in own] for m, own in known.items()}
+    if known:
+        draws, draws_of_others = mean_draws(known), mean_draws(others)
+    for model, tables in known.items():
+        rest = others[model]
+        right, clips = (mean(table[speaker][i] for table in tables) for i in (0, 1))
+        found[model] = {"clips": round(clips), "wrong": clips - right}
+        found[model] |= {"with": mean(map(share, tables)), "without": mean(map(share, rest))}
+        found[model]["intervals"] = [interval_of(d[model]) for d in (draws, draws_of_others)]
+        found[model]["seeds"] = len(tables)
     return found
 
 
@@ -200,7 +206,10 @@ def comparison_tables(runs):
         for row in speaker_rows(without_speaker(known_groups(part)), epochs)
     ]
     if rows:
-        tables["without_speaker"] = DataFrame(rows), f"Test accuracy with and without one speaker. {describe(runs)}"
+        tables["without_speaker"] = (
+            DataFrame(rows),
+            f"Test accuracy with and without one speaker, with 95 % intervals. {describe(runs)}",
+        )
     return tables
 
 
@@ -210,8 +219,13 @@ def speaker_rows(found, epochs):
         {
             "model": label_of(model),
             "epochs": epochs,
-            "accuracy (%)": f"{100 * own['with']:.2f}",
-            f"without {SPEAKER} (%)": f"{100 * own['without']:.2f}",
+            "seeds": str(own["seeds"]),
+            **{
+                name: f"{100 * own[key]:.2f} ({100 * low:.2f}–{100 * high:.2f})"
+                for name, key, (low, high) in zip(
+                    ("accuracy (%)", f"without {SPEAKER} (%)"), ("with", "without"), own["intervals"]
+                )
+            },
             "change (points)": f"{100 * (own['without'] - own['with']):+.2f}",
             f"clips of {SPEAKER}": f"{own['clips']}",
             "of these wrong": f"{own['wrong']:.1f}",

@@ -36,6 +36,10 @@ FIXED = {
     "validation_loss": "without smoothing",
     "noise_files": "four of six",
     "masked_frames": 101,
+    "loss": "outside autocast",
+    "loss_scaling": "in fp16",
+    "nan_features": "are not looked for",
+    "tf32": "in convolutions, as PyTorch has it",
 }
 ABOUT = {"like", "source", "why"}  # keys of a row that are no property of the run
 
@@ -152,9 +156,15 @@ def deviation_table():
         "How every row was published and how it is trained here (profile paper, the corpus' 35 words). Keys are those "
         "of a recipe (kws train --help). First what differs, then, in the lines “same”, what does not. Rows “as run” "
         "stand beside the recorded notebooks, the others have the front-end that the README describes; “both” is the "
-        "two of them. Mamba-Light is ours."
+        f"two of them. Mamba-Light is ours, and so are its habits that Mamba-Mel Small does not have: {own_habits()}."
     )
     return DataFrame(rows), caption
+
+
+def own_habits():
+    """The keys of Mamba-Light's recipe that Mamba-Mel Small's has otherwise, with their values, in one line."""
+    own, paper = (load_config(name).model_dump() for name in ("mamba_light", "mamba_mel_small"))
+    return ", ".join(f"{key} {said(key, own[key])}" for key in own if key != "model" and own[key] != paper[key])
 
 
 def named(models):

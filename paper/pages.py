@@ -20,7 +20,7 @@ from pandas import DataFrame
 
 from kwslib.io import KwsError, cli, replacing
 from kwslib.models.registry import MODELS
-from paper import comparisons, deviations, facts, longer, results
+from paper import comparisons, deviations, facts, longer, results, trials
 from paper.profile import Profile
 from paper.reports import scan as scan_report
 from paper.reports import wake as wake_report
@@ -200,6 +200,22 @@ def readers(root):
         found = comparisons.comparison_tables(held(profile)[1])
         return captioned(*found["comparisons"]).strip() if "comparisons" in found else ""
 
+    @cache
+    def comparisons_of(profile):
+        return {tuple(entry["models"]): entry for entry in comparisons.compare_runs(held(profile)[1])["comparisons"]}
+
+    def comparison(profile, model, other):
+        """Whether two models of a profile differ, in a sentence."""
+        found = comparisons_of(profile)
+        if (model, other) not in found:
+            raise KwsError(f"a page compares {model} with {other} in results/{profile}, which are not a pair there")
+        return comparisons.comparison_sentence(found[model, other])
+
+    def tried():
+        """What was tried to make Mamba-Light better."""
+        files = sorted((root / "results/search/trials").glob("*.json"))
+        return captioned(*trials.trials_table([json.loads(path.read_text()) for path in files])).strip()
+
     def scan(key):
         """A number of the scan's benchmark: see scan_report.headline_numbers."""
         value = scan_report.headline_numbers(json.loads((root / "results/scan/scan.json").read_text()))[key]
@@ -222,7 +238,7 @@ def readers(root):
 
     given = (
         fact, measured, times, corpus, superseded, worth, opus_rate, search_gain, recall, quiet, scan, detector,
-        wake_example, wake_unseen, published, claimed, table, compared, size, not_run, listening,
+        wake_example, wake_unseen, published, claimed, table, compared, size, not_run, listening, comparison, tried,
     )  # fmt: skip
     named = {"deviations": deviation_table, "longer": longer_table, "label": lambda model: MODELS[model].label}
     return {function.__name__: function for function in given} | named

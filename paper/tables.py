@@ -108,7 +108,8 @@ def variants_table(facts, runs, claims, whole):
     caption = (
         f"Claimed and measured, side by side. {claims['paper']['accuracy_kind']} {claims['paper']['labels']} Claimed "
         "and measured accuracies come from different clips and must not be compared. "
-        f"{'' if whole else 'None was trained on all of Speech Commands: that is profile paper. '}{describe(runs)}"
+        f"{'' if whole else 'None of ours was trained on all of Speech Commands: that is profile paper. '}"
+        f"{describe(runs)}"
     )
     return text_table(rows, columns), caption
 
@@ -126,7 +127,7 @@ def comparison_table(facts, runs, claims):
     columns = {"model": "name", "parameters": "parameters", "MACs, 1 s of audio (M)": "macs", **measured}
     if len({own["epochs"] for own in rows.values() if "epochs" in own}) > 1 and len(by_epochs(runs)) == 1:
         columns["epochs"] = "epochs"  # every recipe's own
-    return text_table(rows.values(), columns), f"All models. {describe(runs)}"
+    return text_table(rows.values(), columns), f"Size and accuracy. {describe(runs)}"
 
 
 def cost_table(facts, runs, benchmark):

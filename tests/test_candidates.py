@@ -1,8 +1,5 @@
 """The shapes of Mamba-Light that only the search trains."""
 
-import importlib
-import sys
-
 import pytest
 import torch
 import yaml
@@ -10,22 +7,22 @@ import yaml
 from kwslib.models.cost import count_macs
 from kwslib.models.mamba import MambaBlock
 from kwslib.models.registry import MODELS, build
+from paper import trials
 
 
 @pytest.fixture
 def candidates():
     """The module; afterwards the registry is as it was."""
     before = dict(MODELS)
-    yield importlib.import_module("paper.candidates")
-    MODELS.clear()
-    MODELS.update(before)
-    del sys.modules["paper.candidates"]
+    with trials.candidates() as module:
+        yield module
+    assert MODELS == before
 
 
 def test_shapes_take_clips_of_any_length_and_cost_no_more_than_bc_resnet_8(root, candidates):
-    trials = yaml.safe_load((root / "profiles/search/shapes.yaml").read_text())["trials"]
+    asked = yaml.safe_load((root / "profiles/search/shapes.yaml").read_text())["trials"]
     most = count_macs(build("bc_resnet_8", 15), torch.randn(1, 101, 40))
-    for trial in trials.values():
+    for trial in asked.values():
         torch.manual_seed(0)
         model, bands = build(trial["model"], 15).eval(), trial.get("n_mels", 64)
         assert count_macs(model, torch.randn(1, 101, bands)) <= most

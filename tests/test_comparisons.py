@@ -197,9 +197,19 @@ def test_one_speaker_is_left_out(claims):
     for run, right in zip(runs, (2, 4)):
         run["test"]["by_speaker"] = {"a": [9, 10], comparisons.SPEAKER: [right, 10]}
     found = comparisons.without_speaker(comparisons.known_groups(runs))["mamba_light"]
-    assert found == {"clips": 10, "wrong": 7, "with": pytest.approx(0.6), "without": pytest.approx(0.9)}
+    assert found.pop("intervals") == [pytest.approx([0.2, 0.9]), pytest.approx([0.9, 0.9])]  # either speaker twice
+    assert found == {"clips": 10, "wrong": 7, "with": pytest.approx(0.6), "without": pytest.approx(0.9), "seeds": 2}
     df, caption = comparisons.comparison_tables(runs)["without_speaker"]
-    assert list(df.iloc[0]) == ["Mamba-Light", "3", "60.00", "90.00", "+30.00", "10", "7.0"]
+    assert list(df.iloc[0]) == [
+        "Mamba-Light",
+        "3",
+        "2",
+        "60.00 (20.00–90.00)",
+        "90.00 (90.00–90.00)",
+        "+30.00",
+        "10",
+        "7.0",
+    ]
     assert "without 3f2b358d (%)" in df.columns and "effective n" in caption
     assert comparisons.without_speaker(comparisons.known_groups(runs), "nobody") == {}
 

@@ -121,12 +121,21 @@ def test_options_of_the_command_are_the_keys_of_a_recipe(asked):
         (["--task", "[yes"], "not valid YAML"),
         (["--config", "mamba_lite"], "mamba_lite does not exist; give a file, or one of the recipes bc_resnet_1"),
         (["--freq-mask", "1"], "config key freq_mask is 1; it must be a list"),
+        (["--config", "retnet", "--epochs", "20"], "horizon is 1.5: .* add --horizon 1 to let it fall"),
     ],
 )
 def test_wrong_options(asked, arguments, match):
     with pytest.raises(KwsError, match=match) as e:
         cli.train(arguments)
     assert "\n" not in str(e.value) and not asked
+
+
+def test_a_horizon_beyond_epochs_of_ones_own_must_be_asked_for(asked):
+    for arguments in (["--horizon", "1.5"], ["--horizon", "1"]):
+        cli.train(["--config", "retnet", "--epochs", "20", *arguments])
+    cli.train(["--config", "retnet"])  # as published
+    cli.train(["--config", "mamba_light", "--epochs", "3"])
+    assert [(c.epochs, c.horizon) for c in asked] == [(20, 1.5), (20, 1), (100, 1.5), (3, 1)]
 
 
 def test_help_explains_every_key(capsys):

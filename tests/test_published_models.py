@@ -1,6 +1,7 @@
 """The rows of the paper are the networks that its notebooks trained: sizes, first weights, formulas, check values.
 
-The check values of retention were computed with yet-another-retnet 0.5.1; `paper/parity.py` compares the codes."""
+The check values of retention were computed with yet-another-retnet 0.5.1;
+`paper/benchmarks/parity.py` compares the codes."""
 
 import math
 
@@ -8,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kwslib.io import read_json
 from kwslib.models import build, count_macs, count_parameters
 from kwslib.models.mamba import MambaBlock
 from kwslib.models.retnet import MultiScaleRetention, RetNetBlock, decays
-from paper import parity
+from paper.benchmarks import parity
 
 PARAMETERS = {  # at 35 and 36 classes; the notebooks print the first three at 35, and retnet at 36
     "mamba_mel_small": (462_147, 462_180),
@@ -202,7 +204,25 @@ def test_parity_records_what_is_not_installed(monkeypatch):
 
     monkeypatch.setattr(parity, "CASES", {"mamba block": ("mamba-ssm", absent)})
     found = parity.parity()
-    assert found["largest differences"] == {"mamba block": "not installed"} and found["versions"]["mamba-ssm"] is None
+    assert found["largest differences"]["mamba block"] == "not installed" and found["versions"]["mamba-ssm"] is None
+
+
+def test_front_ends_equal_those_of_torchaudio(monkeypatch):
+    """In dB, or their cepstra; natural logarithms are others."""
+    for recipe in parity.FRONT_ENDS:
+        assert parity.front_end(recipe)["output"] < 1e-3, recipe
+    ours = parity.frontend_of
+    monkeypatch.setattr(parity, "frontend_of", lambda config: ours(config.model_copy(update={"scale": "log"})))
+    assert parity.front_end("mamba_mel_small")["output"] > 1
+
+
+def test_the_recorded_parity_is_of_every_package(root):
+    found = read_json(root / "results/parity.json", "parity")
+    assert all(found["versions"].values()) and found["versions"]["yet-another-retnet"] == "0.5.1"
+    assert found["largest differences"].keys() == parity.CASES.keys() | {f"front-end of {r}" for r in parity.FRONT_ENDS}
+    for name, differences in found["largest differences"].items():
+        bound = 1e-4 if name.startswith("front-end") else 1e-6  # float32; mamba_ssm's scan is in float32, too
+        assert max(differences.values()) < bound, name
 
 
 def test_retention_equals_the_package_that_the_paper_used():

@@ -1,6 +1,7 @@
 """The models that come with the repository: they load, say what they are, and know real words."""
 
 import io
+import re
 import zipfile
 
 import pytest
@@ -31,6 +32,33 @@ def test_a_shipped_model_is_the_run_that_its_card_tells_of(shipped, root):
         assert f"{100 * run['test']['accuracy']:.2f} %" in text
         assert path.stat().st_size < 2 * 1.1 * run["parameters"] + 50_000  # half precision
     assert sum(path.stat().st_size for path in shipped) < 32_000_000
+
+
+def test_every_row_ships_but_the_weakest(shipped, root):
+    """README says so."""
+    accuracy = {}
+    for path in (root / "results/subset/runs").glob("*.json"):
+        run = read_json(path, "run")
+        accuracy[run["model"]] = max(accuracy.get(run["model"], 0), run["test"]["accuracy"])
+    missing = accuracy.keys() - {path.stem for path in shipped}
+    assert missing == {min(accuracy, key=accuracy.get)} == {"keyword_cnn"}
+
+
+def test_what_was_measured_of_shipped_models_is_of_these(root):
+    """A file older than the weights shows another accuracy than their card's."""
+    opus = read_json(root / "results/opus.json", "result file")["models"]
+    measured = {name: found["accuracy_once"] for name, found in opus.items()}
+    clip = read_json(root / "results/export.json", "result file")["clip"]
+    for name, found in clip.items():
+        assert abs(found["int8"]["int8"]["accuracy_float"] - measured.setdefault(name, kept(root, name))) < 1e-4
+    for name, accuracy in measured.items():
+        assert abs(accuracy - kept(root, name)) < 1e-4, name
+
+
+def kept(root, name):
+    """The accuracy on validation that a shipped model's card states, of its half-precision weights."""
+    text = (root / f"kwslib/pretrained/{name}.md").read_text()
+    return float(re.search(r"accuracy on validation is ([\d.]+) %", text)[1]) / 100
 
 
 def test_shipped_models_are_listed(shipped, root):

@@ -10,7 +10,7 @@ from kwslib.io import read_json
 from paper.comparisons import SPEAKER, after_epochs, without_speaker
 from paper.results import by_model, corpus_name, effective_phrase, label_of, source
 
-NOISES = {"pink": "pink noise", "babble": "babble", "recorded": "held-out noise files"}
+NOISES = {"pink": "pink noise", "babble": "babble", "recorded": "a held-out noise file"}
 WAYS = {"windows": "windows", "carried": "carried state"}
 
 
@@ -173,8 +173,8 @@ def condition_sentences(part):
         first, last = extremes((e["snr"][kind]["0"]["accuracy"], e) for e in part)
         lines.append(
             f"in {NOISES[kind]} at 0 dB, {named(last)} has the highest accuracy, "
-            f"{percent(last['snr'][kind]['0'])} % {seen(last, kind)}, and {named(first)} the lowest, "
-            f"{percent(first['snr'][kind]['0'])} % {seen(first, kind)}."
+            f"{percent(last['snr'][kind]['0'], True)} % {seen(last, kind)}, and {named(first)} the lowest, "
+            f"{percent(first['snr'][kind]['0'], True)} % {seen(first, kind)}."
         )
     lines.append(masking_sentence(part))
     least, most = extremes((e["calibration"]["error"], e) for e in part)

@@ -1,11 +1,12 @@
 """Our models beside the code that the paper trained: outputs, gradients, and weights after three steps of AdamW.
 
-    python -m paper.parity --out results/parity.json
+    python -m paper.benchmarks.parity --out results/parity.json
 
 Both sides start from the same weights and see the same batch, in float64. The other side is the package's own code:
 torchvision's MobileNetV2 with the paper's two replaced layers, MultiScaleRetention of yet-another-retnet 0.5.1 alone
-and in the paper's block, mamba_ssm's `selective_scan_ref` in the Mamba block. None of them but torchvision is needed to
-use this repository; a package that is not installed is recorded as such."""
+and in the paper's block, mamba_ssm's `selective_scan_ref` in the Mamba block. Front-ends are compared with torchaudio's
+transforms, in float32: they have no weights, and nothing is trained through them. yet-another-retnet is the extra
+`parity`, mamba_ssm comes by `make peers`; a package that is not installed is recorded as such."""
 
 import argparse
 import copy
@@ -15,10 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kwslib.io import cli, write_json
+from kwslib.checkpoint import frontend_of
+from kwslib.io import CLIP, SAMPLE_RATE, cli, write_json
 from kwslib.models import build
 from kwslib.models.mamba import MambaBlock
 from kwslib.models.retnet import RetNetBlock
+from kwslib.training.config import load_config
+from paper.benchmarks.scan_peers import mamba_ssm_reference
 
 STEPS, LR, WEIGHT_DECAY = 3, 5e-4, 1.8e-4  # the paper's rate and decay for RetNet and Mamba-Mel Small
 
@@ -47,8 +51,7 @@ def retnet_block():
 
 
 def mamba_block():
-    scan = import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_ref
-    ours = MambaBlock(64, 0.05)
+    ours, scan = MambaBlock(64, 0.05), mamba_ssm_reference({}).func
     return ours, PublishedMambaBlock(copy.deepcopy(ours), scan), (torch.randn(4, 63, 64, dtype=torch.float64),)
 
 
@@ -103,6 +106,23 @@ CASES = {  # name: (package, function)
     "retnet block": ("yet-another-retnet", retnet_block),
     "mamba block": ("mamba-ssm", mamba_block),
 }
+FRONT_ENDS = ("mamba_mel_small_as_run", "mamba_mel_small", "mobilenet_v2_075_as_run", "mamba_mfcc_small")  # recipes
+
+
+def front_end(recipe):
+    """Largest difference of a recipe's features (dB, or their cepstra) from torchaudio's, over four clips of noise,
+    the second half below the floor of 80 dB."""
+    transforms, config = import_module("torchaudio.transforms"), load_config(recipe)
+    ours, waves = frontend_of(config), 0.1 * torch.randn(4, CLIP)
+    waves[:, CLIP // 2 :] *= 1e-6
+    options = dict(n_fft=ours.n_fft, win_length=ours.win_length, hop_length=ours.hop_length, n_mels=config.n_mels)
+    options |= dict(center=ours.center, pad_mode=ours.pad_mode)
+    if ours.kind == "mfcc":
+        theirs = transforms.MFCC(SAMPLE_RATE, config.n_mfcc, melkwargs=options)
+    else:
+        theirs = nn.Sequential(transforms.MelSpectrogram(SAMPLE_RATE, **options), transforms.AmplitudeToDB(top_db=80))
+    one_by_one = [theirs(wave).T for wave in waves]  # a batch would share one maximum
+    return {"output": largest(ours(waves), one_by_one)}
 
 
 def largest(ours, theirs):
@@ -137,7 +157,7 @@ def trained(model, inputs):
 
 
 def parity():
-    """{versions, cases: {name: differences, or "not installed"}}."""
+    """{dtype, steps, versions, largest differences: {case: differences, or "not installed"}}."""
     cases, versions = {}, {"torch": torch.__version__}
     for name, (package, make) in CASES.items():
         try:
@@ -148,6 +168,10 @@ def parity():
             cases[name], versions[package] = "not installed", None
         else:
             cases[name] = compare(*sides)
+    versions["torchaudio"] = metadata.version("torchaudio")
+    for recipe in FRONT_ENDS:
+        torch.manual_seed(0)
+        cases[f"front-end of {recipe}"] = front_end(recipe)
     return {"dtype": "float64", "steps": STEPS, "versions": versions, "largest differences": cases}
 
 
