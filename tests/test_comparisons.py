@@ -229,3 +229,6 @@ def test_levels_of_a_speakers_clips(tmp_path):
     assert found["flat"]["clips"] == quiet.sum() and found["others_median_db"] > -40
     with pytest.raises(KwsError, match="no test clip of speaker nobody"):
         levels.levels(corpus, sorted(set(held.words)), "nobody")
+    titles = [ax.get_title() for ax in levels.waves_figure(corpus, sorted(set(held.words)), speaker).axes]
+    of_others = [title for title in titles[-5:] if title]
+    assert len([title for title in titles if title]) == found["clips"] + len(of_others) and of_others
