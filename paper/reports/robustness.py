@@ -228,10 +228,12 @@ def speaker_sentences(part):
 def stream_sentence(stream, way):
     """Misses and false alarms of one model and way of listening."""
     test = stream["ways"][way]["test"]
+    low, high = test["miss_interval"]
     return (
         f"{after_epochs(stream['epochs'])}in {test['hours']:g} h of synthetic stream, {named(stream)} "
-        f"trained on {task_of(stream)} ({WAYS[way]}) misses {100 * test['miss_rate']:.1f} % of {test['n']:,} keywords "
-        f"of {test['speakers']:,} speakers at {test['alarms_per_hour']:.2f} false alarms an hour."
+        f"trained on {task_of(stream)} ({WAYS[way]}) misses {100 * test['miss_rate']:.1f} "
+        f"[{100 * low:.1f}–{100 * high:.1f}] % of {test['n']:,} keywords of {test['speakers']:,} speakers at "
+        f"{test['alarms_per_hour']:.2f} false alarms an hour."
     )
 
 
