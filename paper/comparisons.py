@@ -16,7 +16,19 @@ from pathlib import Path
 from statistics import mean
 
 from kwslib.io import KwsError, cli, write_json
-from paper.results import by_epochs, by_model, describe, epochs_of, label_of, load_runs, span, speaker_tables
+from paper.results import (
+    all_tables,
+    by_epochs,
+    by_model,
+    describe,
+    effective_phrase,
+    epochs_of,
+    label_of,
+    load_runs,
+    source,
+    span,
+    speaker_tables,
+)  # fmt: skip
 from paper.statistics import DRAWS, effective_clips, holm, interval_of, mean_draws, two_sided_p
 
 ANCHORS = ("mamba_light", "mamba_mel_small")
@@ -75,9 +87,9 @@ def compare(groups, pairs, draws=DRAWS, seed=0):
 
 
 def without_speaker(groups, speaker=SPEAKER):
-    """model -> {clips, wrong, with, without, intervals, seeds}: its mean accuracy with and without one speaker, their
-    intervals, and how many clips that has, and on how many of them a seed of the model is wrong. groups: see
-    `known_groups`.
+    """model -> {clips, wrong, with, without, intervals, seeds}: its mean accuracy with and without one speaker, both
+    fractions, and the interval [low, high] of each of the two; how many clips the speaker has, and on how many of them
+    a seed of the model is wrong. groups: see `known_groups`.
 
     Models that were not tested on the speaker are left out.
     """
@@ -206,10 +218,9 @@ def comparison_tables(runs):
         for row in speaker_rows(without_speaker(known_groups(part)), epochs)
     ]
     if rows:
-        tables["without_speaker"] = (
-            DataFrame(rows),
-            f"Test accuracy with and without one speaker, with 95 % intervals. {describe(runs)}",
-        )
+        caption = "Mean test accuracy over seeds, with and without one speaker, and its 95 % interval over seeds and "
+        caption += f"speakers ({effective_phrase(all_tables(runs))}). {source(runs)}"
+        tables["without_speaker"] = DataFrame(rows), caption
     return tables
 
 

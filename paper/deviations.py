@@ -156,7 +156,7 @@ def deviation_table():
         "How every row was published and how it is trained here (profile paper, the corpus' 35 words). Keys are those "
         "of a recipe (kws train --help). First what differs, then, in the lines “same”, what does not. Rows “as run” "
         "stand beside the recorded notebooks, the others have the front-end that the README describes; “both” is the "
-        f"two of them. Mamba-Light is ours, and so are its habits that Mamba-Mel Small does not have: {own_habits()}."
+        f"two of them. Mamba-Light is ours; its recipe differs from Mamba-Mel Small's in: {own_habits()}."
     )
     return DataFrame(rows), caption
 

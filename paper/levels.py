@@ -24,10 +24,10 @@ FLAT = 10  # dB: in a clip no tenth of which stands out by more than this, no wo
 def levels(corpus, words, speaker=SPEAKER):
     """How loud a speaker's test clips of `words` are beside all other test clips: the content of levels.json.
 
-    rms in dB below full scale, over the second; span, dB from the quietest to the loudest tenth of a second of a clip.
+    rms in dB of full scale, over the second; span, dB from the quietest to the loudest tenth of a second of a clip.
     """
     corpus = load_corpus(corpus)
-    rows, own = test_clips(corpus, words, speaker)
+    rows, own = clips_of_test(corpus, words, speaker)
     power = np.square((np.asarray(corpus.waves[rows], np.float32) / 32768).reshape(len(rows), 10, -1)).mean(2)
     rms = 10 * np.log10(power.mean(1) + 1e-12)
     span = 10 * np.log10((power.max(1) + 1e-12) / (power.min(1) + 1e-12))
@@ -43,7 +43,7 @@ def levels(corpus, words, speaker=SPEAKER):
     }
 
 
-def test_clips(corpus, words, speaker):
+def clips_of_test(corpus, words, speaker):
     """Rows of the test clips of `words`, and which of them are the speaker's; KwsError where there are none."""
     rows = np.flatnonzero((corpus.splits == "testing") & np.isin(corpus.words, words))
     own = corpus.speakers[rows] == speaker
@@ -58,7 +58,7 @@ def waves_figure(corpus, words, speaker=SPEAKER, columns=5):
     """The waves of the speaker's test clips, each at the scale of its own largest sample, and below them, in another
     colour, those of clips of other speakers, evenly spaced in the order of the test."""
     corpus = load_corpus(corpus)
-    rows, own = test_clips(corpus, words, speaker)
+    rows, own = clips_of_test(corpus, words, speaker)
     others = rows[~own][:: max(1, (~own).sum() // columns)][:columns]
     lines = -(-own.sum() // columns)
     fig, axes = new_figure(PAGE, 0.75 * (lines + 1), lines + 1, columns, squeeze=False)

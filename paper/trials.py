@@ -30,14 +30,17 @@ def trials_table(trials):
     """(DataFrame of text, caption): one row for each change, its seeds together, the best first.
 
     trials: contents of results/search/trials/*.json; a trial of another seed is called as the first is, and its seed:
-    "squeeze_1". The difference is to the unchanged recipe with the same seeds, on validation.
+    "squeeze_1". The difference is to the unchanged recipe with the same seeds, on validation. Raises KwsError for a
+    trial that is not in WHAT, and where the unchanged recipe has not been run with a seed.
     """
     from pandas import DataFrame
 
     found = {}
     for trial in trials:
         found.setdefault(trial["trial"].removesuffix(f"_{trial['seed']}"), {})[trial["seed"]] = trial
-    plain, rows = found[UNCHANGED], []
+    if unknown := sorted(found.keys() - WHAT.keys()):
+        raise KwsError(f"results/search/trials has a trial {unknown[0]!r}; say in paper/trials.py what it changes")
+    plain, rows = found.get(UNCHANGED, {}), []
     for name, seeds in sorted(found.items(), key=lambda item: -gain(item[1], plain)):
         parameters, macs = sized(next(iter(seeds.values())))
         gains = [100 * gain({seed: seeds[seed]}, plain) for seed in sorted(seeds)]
@@ -48,12 +51,12 @@ def trials_table(trials):
             "seeds": str(len(seeds)),
             "validation (%)": f"{100 * mean(accuracy(own) for own in seeds.values()):.2f}",
             "difference (points)": "–" if name == UNCHANGED else f"{mean(gains):+.2f}",
-            "of each seed": "–" if name == UNCHANGED else ", ".join(f"{g:+.2f}" for g in gains),
+            "difference of each seed": "–" if name == UNCHANGED else ", ".join(f"{g:+.2f}" for g in gains),
         })  # fmt: skip
     first = trials[0]
     caption = (
         f"Validation accuracy (n = {first['validation']['n']:,} clips) after {first['training']['epochs']} epochs, a "
-        "mean of the seeds; difference from the unchanged recipe with the same seeds. The test split was not read."
+        "mean over seeds; difference from the unchanged recipe with the same seeds. The test split was not read."
     )
     return DataFrame(rows), caption
 
@@ -62,10 +65,12 @@ def trials_table(trials):
 def candidates():
     """paper.candidates, whose models are in the registry meanwhile, and not in any list of models after it."""
     before = dict(MODELS)
-    yield import_module("paper.candidates")
-    MODELS.clear()
-    MODELS.update(before)
-    del sys.modules["paper.candidates"]
+    try:
+        yield import_module("paper.candidates")
+    finally:
+        MODELS.clear()
+        MODELS.update(before)
+        del sys.modules["paper.candidates"]
 
 
 def accuracy(trial):
@@ -73,7 +78,7 @@ def accuracy(trial):
 
 
 def gain(seeds, plain):
-    """Mean difference in accuracy of trials {seed: trial} from those of `plain` with the same seeds.
+    """Mean difference in accuracy, a fraction, of trials {seed: trial} from those of `plain` with the same seeds.
 
     Raises KwsError where one of these has not been run."""
     if missing := sorted(seeds.keys() - plain.keys()):

@@ -54,6 +54,11 @@ def test_our_side_is_that_of_the_models(found):
     assert all(e["here"] == "auto" for e in found if e["key"] == "precision")
 
 
+def test_our_own_habits_are_listed(published):
+    caption = deviations.deviation_table()[1]
+    assert all(habit in caption for habit in ("lengths valid", "decay matrices", "ema 0.999", "guard rollback"))
+
+
 def test_the_rates_of_kwt_are_as_near_as_the_table_says():
     def ours(t):
         return t / 0.07 if t < 0.07 else (1 + math.cos(math.pi * (t - 0.07) / 0.93)) / 2

@@ -23,11 +23,13 @@ def test_a_change_is_compared_with_the_unchanged_recipe_of_its_seeds(noise):
     df, caption = trials.trials_table([*tried, *plain])
     assert df["what is changed"].tolist() == [trials.WHAT[name] for name in ("squeeze", "noise", "shift")]
     assert df["difference (points)"].tolist() == ["+0.53", "–", "-1.00"] and df["seeds"].tolist() == ["2", "2", "1"]
-    assert df["of each seed"].tolist() == ["+1.00, +0.05", "–", "-1.00"]
+    assert df["difference of each seed"].tolist() == ["+1.00, +0.05", "–", "-1.00"]
     assert df["parameters"][1] == "420,447" and float(df["MACs (M)"][0]) == pytest.approx(19.5, abs=0.1)
     assert "n = 2,244" in caption and "12 epochs" in caption
 
 
-def test_a_seed_without_the_unchanged_recipe_is_refused(noise):
+def test_what_cannot_be_told_is_refused(noise):
     with pytest.raises(KwsError, match="has no trial 'noise' with seed 1; run it"):
         trials.trials_table([noise, other(noise, "squeeze_1", 1, 0.96)])
+    with pytest.raises(KwsError, match="has a trial 'new'; say in paper/trials.py what it changes"):
+        trials.trials_table([noise, other(noise, "new", 0, 0.96)])

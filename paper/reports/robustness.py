@@ -10,7 +10,7 @@ from kwslib.io import read_json
 from paper.comparisons import SPEAKER, after_epochs, without_speaker
 from paper.results import by_model, corpus_name, effective_phrase, label_of, source
 
-NOISES = {"pink": "pink noise", "babble": "babble", "recorded": "a held-out noise file"}
+NOISES = {"pink": "pink noise", "babble": "babble", "recorded": "held-out recorded noise"}
 WAYS = {"windows": "windows", "carried": "carried state"}
 
 
@@ -98,7 +98,7 @@ def conditions_table(entries):
         rows.append(row)
     return DataFrame(rows), (
         "Accuracy under changed conditions, calibration, and rejection of words that were not in the training. Noise: "
-        "pink, babble of six other speakers, and noise files of the corpus that no training heard; "
+        "pink, babble of six other speakers, and recorded noise of the corpus that no training heard; "
         "“seen” is what the model's recipe mixed into its training, such as pink noise among the corpus' noise files. "
         "Only the loudest half second, with the rest masked or left as silence, which is the same where a model's "
         f"recipe counts all frames; 300 to 3,400 Hz and 8-bit µ-law at 8 kHz. {about_clips(entries)}"
@@ -217,11 +217,13 @@ def speaker_sentences(part):
     least, most = (found[model] for model in extremes((own["wrong"], model) for model, own in found.items()))
     low, high = extremes((own["without"] - own["with"], own) for own in found.values())
     best = max(found, key=lambda model: found[model]["without"])
+    worst, finest = found[best]["intervals"][1]
     return [
         f"the models are wrong on {least['wrong']:.3g} to {most['wrong']:.3g} of the {least['clips']} test clips of "
         f"speaker {SPEAKER}; without these, accuracies are {100 * (low['without'] - low['with']):.2f} to "
         f"{100 * (high['without'] - high['with']):.2f} points higher, and the highest of the "
-        f"models tested here is {100 * found[best]['without']:.2f} %, {label_of(best)}."
+        f"models tested here is {100 * found[best]['without']:.2f} [{100 * worst:.2f}–{100 * finest:.2f}] %, "
+        f"{label_of(best)}."
     ]
 
 
