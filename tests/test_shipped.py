@@ -47,11 +47,12 @@ def test_every_row_ships_but_the_weakest(shipped, root):
 def test_what_was_measured_of_shipped_models_is_of_these(root):
     """A file older than the weights shows another accuracy than their card's."""
     opus = read_json(root / "results/opus.json", "result file")["models"]
-    measured = [(name, found["accuracy_once"]) for name, found in opus.items()]
+    measured = [(name, found["accuracy_once"], 1e-4) for name, found in opus.items()]
     clip = read_json(root / "results/export.json", "result file")["clip"]
-    measured += [(name, found["int8"]["int8"]["accuracy_float"]) for name, found in clip.items()]
-    for name, accuracy in measured:
-        assert abs(accuracy - kept(root, name)) < 1e-4, name
+    # a file of one second knows no length: two clips of 2,244 may have another answer
+    measured += [(name, found["int8"]["int8"]["accuracy_float"], 1e-3) for name, found in clip.items()]
+    for name, accuracy, most in measured:
+        assert abs(accuracy - kept(root, name)) < most, name
 
 
 def kept(root, name):
