@@ -149,22 +149,23 @@ def test_headline_numbers_are_ratios_of_the_rows(result):
         "ms": {k: {"kwslib": 2.0, "mamba_ssm": 100.0, "mambapy": 60.0, "cpp": 1.0} for k in {"1", n}},
         "share": {k: {"fma": 0.5, "memory": 0.25} for k in {"1", n}},
     }
-    once = {"kwslib": 0.05, "mambapy": 0.5, "compiled_loop": 0.06}
-    clip = row | {"batch": 1, "mode": "forward", "ms": {k: once for k in {"1", n}}}
-    made["scan"] = [row, clip, row | {"channels": 256, "ms": {k: {"kwslib": 2.0, "cpp": 1.0} for k in {"1", n}}}]
+    clip = row | {"batch": 1, "mode": "forward", "ms": {k: {"kwslib": 0.05, "mambapy": 0.5} for k in {"1", n}}}
+    made["scan"] = [row, clip]
     numbers = scan_report.headline_numbers(made)
     assert numbers["training.fastest_peer.least"] == numbers["training.cpp.most"] == 0.5
     assert numbers["training.fastest_package.least"] == 30 and numbers["training.mamba_ssm.most"] == 50
-    assert numbers["clip.fastest_package.median"] == pytest.approx(10) and numbers["clip.fastest_peer.least"] < 1.3
-    assert numbers["share.both.fma"] == 50
+    assert numbers["clip.fastest_peer.median"] == pytest.approx(10) and numbers["share.both.fma"] == 50
+    ways = [way["p50"] for way in made["models"]["mamba_mfcc_small"]["training"].values()]
+    assert numbers["mamba_mfcc_small.scan"] == ways[0] / ways[1] and "one.compiled.least" not in numbers
+    df, caption = scan_report.scan_table(made)
+    assert df["mambapy, parallel scan (×)"].tolist() == ["30.0", "10.0"] and "cores" in caption
+    assert "C++ extension, ours in 1" in scan_report.scan_findings(made)
+    assert df["transformers, loop (×)"].tolist() == ["not run", "not run"]
+    clip["ms"] = {k: {"kwslib": 0.05, "compiled_loop": 0.06} for k in {"1", n}}
+    made["scan"].append(row | {"channels": 256, "ms": {k: {"kwslib": 2.0, "cpp": 1.0} for k in {"1", n}}})
+    numbers = scan_report.headline_numbers(made)
     shapes = [numbers[f"training.{among}shapes"] for among in ("", "packages.", "compiled.")]
     assert shapes == [2, 1, 0] and numbers["one.compiled.least"] == pytest.approx(1.2)
-    ways = [way["p50"] for way in made["models"]["mamba_mfcc_small"]["training"].values()]
-    assert numbers["mamba_mfcc_small.scan"] == ways[0] / ways[1]
-    df, caption = scan_report.scan_table(made)
-    assert df["mambapy, parallel scan (×)"].tolist() == ["30.0", "10.0", "not run"] and "cores" in caption
-    assert "C++ extension, ours in 2" in scan_report.scan_findings(made)
-    assert df["transformers, loop (×)"].tolist() == 3 * ["not run"]
 
 
 def test_tables_and_figures_are_drawn(result):
