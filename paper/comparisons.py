@@ -28,7 +28,7 @@ from paper.results import (
     source,
     span,
     speaker_tables,
-)  # fmt: skip
+)
 from paper.statistics import DRAWS, effective_clips, holm, interval_of, mean_draws, two_sided_p
 
 ANCHORS = ("mamba_light", "mamba_mel_small")
